@@ -1,0 +1,6 @@
+"""Methods: how a posterior is computed."""
+
+from bayeskit.inference.ascent import EM, MessagePassing
+from bayeskit.inference.mcmc import MCMC
+
+__all__ = ["EM", "MCMC", "MessagePassing"]

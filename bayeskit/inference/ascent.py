@@ -1,0 +1,249 @@
+"""Methods that climb an objective: expectation maximisation and variational messages."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayeskit.inference.base import AbstractMethod, Fit
+from bayeskit.models.base import SupportsEM, SupportsMessages
+
+
+class AscentState(NamedTuple):
+    """Parameters, and the relative change of the last step."""
+
+    parameters: Any
+    change: Any
+
+
+class AscentRecord(NamedTuple):
+    """Objective before a step and relative change by it."""
+
+    objective: Any
+    change: Any
+
+
+def relative_change(new, old):
+    """Largest relative change of any array of a pytree, in the 2-norm; zero for zero arrays."""
+
+    def change(a, b):
+        norm = jnp.linalg.norm(jnp.ravel(a))
+        return jnp.where(norm > 0, jnp.linalg.norm(jnp.ravel(a - b)) / jnp.where(norm > 0, norm, 1.0), 0.0)
+
+    return jnp.max(jnp.stack([change(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]))
+
+
+class _Ascent(AbstractMethod):
+    """Loop, restarts and stopping rule shared by the ascending methods."""
+
+    max_iterations: int
+    tolerance: float
+    restarts: int = eqx.field(static=True)
+
+    @property
+    def lanes(self):
+        return self.restarts
+
+    @property
+    def length(self):
+        return self.max_iterations
+
+    @property
+    def random(self):
+        return self.restarts > 1
+
+    @property
+    def fixed_length(self):
+        return False
+
+    def map_lanes(self, function, lanes):
+        return jax.lax.map(function, lanes)
+
+    def _start(self, parameters):
+        dtype = jax.tree.leaves(parameters)[0].dtype
+        return AscentState(parameters, jnp.asarray(jnp.inf, dtype))
+
+    def _advance(self, state, updated, objective):
+        change = relative_change(updated, state.parameters)
+        return AscentState(updated, change), AscentRecord(objective, change)
+
+    def done(self, state):
+        # "<", so that a tolerance of 0.0 makes all steps; a lane that has broken down stops.
+        return (state.change < self.tolerance) | jnp.isnan(state.change)
+
+    def _best(self, objective, states):
+        values = jax.lax.map(objective, states.parameters)
+        lane = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
+        best = jax.tree.map(lambda leaf: leaf[lane], states.parameters)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]
+        return best, lane, jnp.all(jnp.stack([*finite, jnp.isfinite(values[lane])]))
+
+    def report(self, fit, records, counts):
+        lane = int(fit.lane)
+        count = int(counts[lane])
+        trace = {name: np.asarray(values)[lane, :count] for name, values in records._asdict().items()}
+        change = float(trace["change"][-1])
+        converged = bool(fit.finite) and change < float(self.tolerance)
+        if not bool(fit.finite):
+            reason = "a non-finite value appeared"
+        elif converged:
+            reason = f"relative change {change:.2g} below tolerance {float(self.tolerance):.2g}"
+        else:
+            reason = f"relative change {change:.2g} after max_iterations={int(self.max_iterations)}"
+        fields = {"converged": converged, "iterations": count, "objective": trace["objective"], "reason": reason}
+        return fields, {"optimization": trace}
+
+    def _check_numbers(self):
+        check_integer("max_iterations", self.max_iterations, 1)
+        check_integer("restarts", self.restarts, 1)
+        check_number("tolerance", self.tolerance, 0.0)
+
+
+def check_integer(name, value, smallest):
+    """An integer argument of a method."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def check_number(name, value, smallest, below=np.inf):
+    """A finite number argument of a method in ``[smallest, below)``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not smallest <= value < below:
+        raise ValueError(f"{name} must be in [{smallest}, {below}), got {value}")
+
+
+class EM(_Ascent):
+    """Expectation maximisation: hyper-parameters by maximum evidence or posterior mode.
+
+    The posterior is exact given the estimates ("empirical Bayes"); their own uncertainty is not
+    in it.
+
+    Parameters
+    ----------
+    m_step : str, optional
+        One of the model's ``m_steps``; its first by default.
+    max_iterations : int
+        Budget of a restart.
+    tolerance : float
+        Stop when no array of parameters changes by more than this in a step, relative 2-norm;
+        ``0.0`` makes all steps.
+    restarts : int
+        Starts, the first documented by the model, others random; the best objective is kept.
+    prune : float
+        Scales below this share of the largest are set to zero for good before each step, where
+        the model has such scales. Zero, the default, prunes nothing, and the objective never
+        falls.
+
+    Examples
+    --------
+    >>> import bayeskit as bk
+    >>> bk.inference.EM(m_step="convex", max_iterations=100)
+    EM(m_step='convex', max_iterations=100, tolerance=0.0001, restarts=1, prune=0.0)
+    """
+
+    m_step: str | None = eqx.field(static=True)
+    prune: float
+
+    def __init__(self, m_step=None, *, max_iterations=500, tolerance=1e-4, restarts=1, prune=0.0):
+        self.m_step = m_step
+        self.max_iterations = max_iterations
+        self.tolerance = tolerance
+        self.restarts = restarts
+        self.prune = prune
+        self._check_numbers()
+        check_number("prune", prune, 0.0, 1.0)
+        if m_step is not None and not isinstance(m_step, str):
+            raise TypeError(f"m_step must be a name, got {m_step!r}")
+
+    def __repr__(self):
+        return f"EM({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
+    @property
+    def needs(self):
+        return SupportsEM
+
+    def settings(self):
+        return {
+            "m_step": self.m_step,
+            "max_iterations": int(self.max_iterations),
+            "tolerance": float(self.tolerance),
+            "restarts": self.restarts,
+            "prune": float(self.prune),
+        }
+
+    def check(self, model):
+        if self.m_step is not None and self.m_step not in model.m_steps:
+            raise ValueError(f"m_step={self.m_step!r} is not one of {type(model).__name__}'s: {list(model.m_steps)}")
+        model.check_em(self)
+
+    def init(self, model, data, key, lane, initial):
+        return self._start(model.em_init(data, key, lane, initial))
+
+    def step(self, model, data, state):
+        m_step = self.m_step or model.m_steps[0]
+        updated, objective = model.em_step(data, state.parameters, m_step, self.prune)
+        return self._advance(state, updated, objective)
+
+    def finish(self, model, data, states, records):
+        best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
+        approximation, log_evidence = model.em_finish(data, best)
+        return Fit(approximation, log_evidence, finite & jnp.isfinite(log_evidence), lane)
+
+
+class MessagePassing(_Ascent):
+    """Variational message passing: coordinate ascent on a lower bound on the log evidence.
+
+    Uncertainty of hyper-parameters is in the posterior, their correlation with everything else is
+    not.
+
+    Parameters
+    ----------
+    max_iterations, tolerance, restarts
+        As for :class:`EM`.
+
+    Examples
+    --------
+    >>> import bayeskit as bk
+    >>> bk.inference.MessagePassing()
+    MessagePassing(max_iterations=1000, tolerance=0.0001, restarts=1)
+    """
+
+    def __init__(self, *, max_iterations=1000, tolerance=1e-4, restarts=1):
+        self.max_iterations = max_iterations
+        self.tolerance = tolerance
+        self.restarts = restarts
+        self._check_numbers()
+
+    def __repr__(self):
+        return f"MessagePassing({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
+    @property
+    def needs(self):
+        return SupportsMessages
+
+    def settings(self):
+        return {
+            "max_iterations": int(self.max_iterations),
+            "tolerance": float(self.tolerance),
+            "restarts": self.restarts,
+        }
+
+    def check(self, model):
+        model.check_messages(self)
+
+    def init(self, model, data, key, lane, initial):
+        return self._start(model.messages_init(data, key, lane, initial))
+
+    def step(self, model, data, state):
+        updated, bound = model.messages_sweep(data, state.parameters)
+        return self._advance(state, updated, bound)
+
+    def finish(self, model, data, states, records):
+        best, lane, finite = self._best(lambda p: model.messages_bound(data, p), states)
+        approximation, bound = model.messages_finish(data, best)
+        return Fit(approximation, bound, finite & jnp.isfinite(bound), lane)

@@ -1,0 +1,81 @@
+"""State of an unfinished run on disk: arrays and a fingerprint, written atomically."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def fingerprint(**parts) -> dict[str, str]:
+    """SHA-256 of every named part: structure, types and bytes of its leaves."""
+    digests = {}
+    for name, tree in parts.items():
+        leaves, structure = jax.tree.flatten(tree)
+        digest = hashlib.sha256(str(structure).encode())
+        for leaf in leaves:
+            array = np.asarray(_raw(leaf)) if isinstance(leaf, (jax.Array, np.ndarray, float, int, bool)) else None
+            text = repr(leaf) if array is None else f"{array.dtype}{array.shape}"
+            digest.update(text.encode())
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def _raw(leaf):
+    """An array's own numbers, also of a typed random key."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
+
+
+def write(path, marks, states, records, counts, total) -> None:
+    """Write a checkpoint: to a temporary file, synced, then renamed over the old one."""
+    arrays = {f"mark_{name}": np.asarray(value) for name, value in marks.items()}
+    arrays["total"] = np.asarray(total)
+    for name, tree in (("state", states), ("record", records), ("count", counts)):
+        for index, leaf in enumerate(jax.tree.leaves(tree)):
+            arrays[f"{name}_{index}"] = np.asarray(_raw(leaf))
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(path, marks, states, records):
+    """States, records, counts and steps of a checkpoint of the same run.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a checkpoint, is cut short, or belongs to another model, method, data
+        or key; the message says which part differs.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        for name, value in marks.items():
+            if str(arrays[f"mark_{name}"]) != value:
+                raise ValueError(f"checkpoint {str(path)!r} is of another {name}; remove it or name another file")
+        restored = [_restore(arrays, name, tree) for name, tree in (("state", states), ("record", records))]
+        return *restored, arrays["count_0"], int(arrays["total"])
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
+
+
+def _restore(arrays, name, like):
+    leaves, structure = jax.tree.flatten(like)
+    restored = []
+    for index, leaf in enumerate(leaves):
+        value = jnp.asarray(arrays[f"{name}_{index}"])
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            value = jax.random.wrap_key_data(value)
+        restored.append(value)
+    return jax.tree.unflatten(structure, restored)

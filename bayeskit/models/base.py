@@ -1,0 +1,143 @@
+"""What every method needs of a model: one small abstract class a method.
+
+A model is an immutable statement of what is believed about the data. A method says how the
+posterior is computed and calls only the functions of its own class here; a model offers a method
+by inheriting that class. All functions but ``prepare`` and ``sample_prior`` are pure and traced:
+``model`` and ``data`` are then what ``prepare`` returned.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+
+from bayeskit.posterior import AbstractApproximation, Labels, Posterior
+
+
+class Prepared(NamedTuple):
+    """A model and data after validation and conversion, ready for a method.
+
+    Attributes
+    ----------
+    model, data : pytrees
+        In one floating-point type. ``data`` holds all that differs from data set to data set.
+    labels : Labels
+        Names and coordinates of the dimensions of every site.
+    tables : mapping
+        Arrays of the groups ``observed_data`` and ``constant_data`` of the result tree, as the
+        user gave them.
+    """
+
+    model: Any
+    data: Any
+    labels: Labels
+    tables: Mapping[str, Mapping[str, Any]]
+
+
+class AbstractModel(eqx.Module):
+    """A probability model, as a user states it."""
+
+    @property
+    @abc.abstractmethod
+    def default_method(self):
+        """The method that :func:`bayeskit.infer` uses if none is given."""
+
+    @abc.abstractmethod
+    def prepare(self, data, *, batch: bool = False) -> Prepared:
+        """Validate and convert, before any tracing.
+
+        With ``batch`` the data sets are stacked on axis 0, and so is every leaf of the data that
+        comes back. Fitted estimates of an earlier run are dropped.
+        """
+
+    @abc.abstractmethod
+    def sample_prior(self, key):
+        """Draw ``(parameters, data)`` from the priors: a dict by site, and data for ``infer``."""
+
+    @abc.abstractmethod
+    def with_estimates(self, estimates: Mapping[str, Any]):
+        """The user's model with point estimates of its hyper-parameters as the field ``estimates``."""
+
+    @abc.abstractmethod
+    def prediction_inputs(self, inputs, labels):
+        """Names of the dimensions of a prediction, and its inputs validated and converted."""
+
+    @property
+    def posterior_class(self) -> type[Posterior]:
+        """Class of the result."""
+        return Posterior
+
+
+class SupportsEM(AbstractModel):
+    """Expectation maximisation: hyper-parameters by maximum evidence (or posterior mode)."""
+
+    @property
+    @abc.abstractmethod
+    def m_steps(self) -> tuple[str, ...]:
+        """Names of the M-steps on offer, the default first."""
+
+    @abc.abstractmethod
+    def check_em(self, method) -> None:
+        """Raise where the model as stated cannot be fitted by this EM."""
+
+    @abc.abstractmethod
+    def em_init(self, data, key, lane, initial):
+        """Start values. Lane 0 is the documented start, others are random; ``initial`` may be a
+        dict by site to start from, or ``None``."""
+
+    @abc.abstractmethod
+    def em_step(self, data, parameters, m_step: str, prune):
+        """One iteration: new parameters, and the objective at the *old* ones."""
+
+    @abc.abstractmethod
+    def em_objective(self, data, parameters):
+        """Log evidence plus log prior density of the hyper-parameters."""
+
+    @abc.abstractmethod
+    def em_finish(self, data, parameters):
+        """The posterior given the estimates, and the log evidence."""
+
+
+class SupportsMessages(AbstractModel):
+    """Variational message passing: coordinate ascent on a bound on the evidence."""
+
+    @abc.abstractmethod
+    def check_messages(self, method) -> None:
+        """Raise where the model as stated has no closed-form messages."""
+
+    @abc.abstractmethod
+    def messages_init(self, data, key, lane, initial):
+        """Start values; as for ``em_init``."""
+
+    @abc.abstractmethod
+    def messages_sweep(self, data, messages):
+        """One sweep over all messages: new messages, and the bound at the *old* ones."""
+
+    @abc.abstractmethod
+    def messages_bound(self, data, messages):
+        """The evidence bound."""
+
+    @abc.abstractmethod
+    def messages_finish(self, data, messages):
+        """The approximation, and the bound."""
+
+
+class SupportsMCMC(AbstractModel):
+    """Markov chain Monte Carlo through an ordinary NumPyro model."""
+
+    @abc.abstractmethod
+    def check_mcmc(self, method) -> None:
+        """Raise where the model as stated has no proper posterior to sample."""
+
+    @abc.abstractmethod
+    def numpyro_model(self, data) -> None:
+        """The NumPyro model function, sites that have been integrated out left out."""
+
+    @abc.abstractmethod
+    def mcmc_init(self, data, key, initial):
+        """Start values by NumPyro site, in the constrained space, different for each key."""
+
+    @abc.abstractmethod
+    def mcmc_conditional(self, data, sites) -> AbstractApproximation:
+        """Exact posterior of what was integrated out, given one draw of the NumPyro sites."""

@@ -1,0 +1,200 @@
+"""Posteriors of Kronecker-structured sparse Bayesian learning."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+
+from bayeskit.models.kronecker_sbl import structure
+from bayeskit.models.kronecker_sbl.messages import Messages
+from bayeskit.models.kronecker_sbl.problem import normalised_scales
+from bayeskit.posterior import AbstractApproximation, Posterior
+
+_MOMENT_DRAWS = 4096
+
+
+def coefficient_unit(factors, data):
+    """What coefficients of the scaled problem are multiplied by, to be in the user's units."""
+    return (data.unit / jnp.prod(factors.units)).astype(data.unit.dtype)
+
+
+def scale_units(factors, data):
+    """What the scale factors are multiplied by; the last carries the data's unit."""
+    squares = 1.0 / factors.units**2
+    return squares.at[-1].multiply(data.unit.astype(squares.dtype) ** 2)
+
+
+def reported_scales(scales, factors, data):
+    """Scale factors in the user's units by site: all but the last have mean one."""
+    unit = jnp.prod(scale_units(factors, data))
+    *others, last = scales
+    sites = normalised_scales([*others, last * unit], factors.layout)
+    return {name: value.astype(data.unit.dtype) for name, value in sites.items()}
+
+
+class Conditional(AbstractApproximation):
+    """Exact Gaussian posterior of the coefficients given scales and noise variance.
+
+    Attributes
+    ----------
+    scales : tuple of arrays (N_g,)
+    noise_variance : scalar
+        Both of the scaled problem.
+    """
+
+    scales: tuple
+    noise_variance: Any
+
+    def _arguments(self, model, data):
+        return model.factors.reduced, self.scales, self.noise_variance
+
+    def mean(self, model, data):
+        layout = model.factors.layout
+        mean = structure.posterior_mean(*self._arguments(model, data), data.measurements)
+        mean = layout.as_given(mean * coefficient_unit(model.factors, data), layout.columns)
+        return {"coefficients": mean, **self.plugged_in(model, data)}
+
+    def variance(self, model, data):
+        layout = model.factors.layout
+        variance = structure.posterior_variance(*self._arguments(model, data))
+        variance = layout.ungroup(variance * coefficient_unit(model.factors, data) ** 2, layout.columns)
+        if layout.snapshots:
+            variance = jnp.broadcast_to(variance, (data.tensor.shape[0], *variance.shape))
+        fixed = jax.tree.map(jnp.zeros_like, self.plugged_in(model, data))
+        return {"coefficients": variance, **fixed}
+
+    def sample(self, key, model, data):
+        layout = model.factors.layout
+        draw = structure.posterior_sample(key, *self._arguments(model, data), data.measurements)
+        return {"coefficients": layout.as_given(draw * coefficient_unit(model.factors, data), layout.columns)}
+
+    def plugged_in(self, model, data):
+        sites = reported_scales(self.scales, model.factors, data)
+        if model.noise_variance is None:
+            sites["noise_variance"] = self.noise_variance * data.unit**2
+        return sites
+
+    def predict(self, inputs, include_noise, model, data):
+        factors, layout = model.factors, model.factors.layout
+        if inputs is None:
+            mean, variance = structure.fitted(*self._arguments(model, data), data.measurements, factors.rotations)
+            sizes = layout.rows
+        else:
+            new_factors, sizes = inputs.factors, inputs.sizes
+            mean, variance = structure.predicted(*self._arguments(model, data), data.measurements, new_factors)
+        variance = variance + self.noise_variance if include_noise else variance
+        variance = jnp.broadcast_to(variance, mean.shape)
+        return (
+            layout.as_given(mean * data.unit, sizes),
+            layout.as_given(variance * data.unit**2, sizes),
+        )
+
+    def log_evidence(self, model, data):
+        """Log marginal likelihood of the measurements, in their own units."""
+        stats = structure.statistics(
+            structure.spectra(model.factors.reduced, self.scales), self.noise_variance, data.measurements, ()
+        )
+        return stats.log_evidence - model.log_unit(data)
+
+    def log_predictive(self, model, data):
+        layout = model.factors.layout
+        left_out = structure.leave_one_out(model.factors.original, self.scales, self.noise_variance, data.tensor)
+        mean, variance = structure.fitted(
+            *self._arguments(model, data), data.measurements, model.factors.rotations
+        )
+        inside = (mean, variance + self.noise_variance)
+        return tuple(
+            layout.as_given(_log_normal(data.tensor, m, v) - model.log_unit(data) / data.tensor.size, layout.rows)
+            for m, v in (left_out, inside)
+        )
+
+
+def _log_normal(value, mean, variance):
+    """Log density of independent (circular complex) normals."""
+    kappa = structure.likelihood_power(value.dtype)
+    return -kappa * (jnp.log(jnp.pi / kappa * variance) + jnp.abs(value - mean) ** 2 / variance)
+
+
+class MeanField(AbstractApproximation):
+    """Independent Gaussian coefficients and inverse-gamma scales and noise."""
+
+    messages: Messages
+
+    def _conditional(self):
+        return Conditional(self.messages.scales, self.messages.noise_variance)
+
+    def _draw_hyper_parameters(self, key, model, data):
+        keys = jax.random.split(key, len(self.messages.rates) + 1)
+
+        def inverse_gamma(key, concentration, rate):
+            return rate / jax.random.gamma(key, concentration, rate.shape, rate.dtype)
+
+        scales = tuple(
+            inverse_gamma(k, a, b)
+            for k, a, b in zip(keys[1:], self.messages.concentrations, self.messages.rates, strict=True)
+        )
+        noise = self.messages.noise_variance
+        if model.noise_variance is None:
+            noise = inverse_gamma(keys[0], self.messages.noise_concentration, self.messages.noise_rate)
+        return Conditional(scales, noise).plugged_in(model, data)
+
+    def _hyper_parameter_moments(self, model, data):
+        # The reported scales are normalised products, whose moments have no closed form.
+        keys = jax.random.split(jax.random.key(0), _MOMENT_DRAWS)
+        draws = jax.lax.map(lambda key: self._draw_hyper_parameters(key, model, data), keys, batch_size=64)
+        means = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), draws)
+        return means, jax.tree.map(lambda leaf: jnp.var(leaf, axis=0), draws)
+
+    def mean(self, model, data):
+        mean = self._conditional().mean(model, data)["coefficients"]
+        return {"coefficients": mean, **self._hyper_parameter_moments(model, data)[0]}
+
+    def variance(self, model, data):
+        variance = self._conditional().variance(model, data)["coefficients"]
+        return {"coefficients": variance, **self._hyper_parameter_moments(model, data)[1]}
+
+    def sample(self, key, model, data):
+        coefficient_key, scale_key = jax.random.split(key)
+        draw = self._conditional().sample(coefficient_key, model, data)
+        return {**draw, **self._draw_hyper_parameters(scale_key, model, data)}
+
+    def plugged_in(self, model, data):
+        return {}
+
+    def predict(self, inputs, include_noise, model, data):
+        return self._conditional().predict(inputs, include_noise, model, data)
+
+    def log_predictive(self, model, data):
+        return self._conditional().log_predictive(model, data)
+
+
+class KroneckerSBLPosterior(Posterior):
+    """Posterior of :class:`~bayeskit.models.KroneckerSBL`."""
+
+    def support(self, probability: float = 0.95):
+        """Coefficients that differ from zero.
+
+        A coefficient is in the support if the central interval of ``probability`` of its
+        (complex) normal posterior excludes zero: its mean is measured in its own standard
+        deviations, not against the largest amplitude.
+
+        Parameters
+        ----------
+        probability : float
+            In (0, 1).
+
+        Returns
+        -------
+        numpy.ndarray of bool
+            Of the shape of the coefficients.
+        """
+        if not 0 < probability < 1:
+            raise ValueError(f"probability must be in (0, 1), got {probability!r}")
+        mean, variance = self.mean["coefficients"], self.variance["coefficients"]
+        if np.iscomplexobj(mean):
+            threshold = -np.log1p(-probability)
+        else:
+            threshold = float(ndtri(0.5 + probability / 2)) ** 2
+        return np.abs(mean) ** 2 > threshold * variance

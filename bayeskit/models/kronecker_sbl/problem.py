@@ -1,0 +1,481 @@
+"""From what users give to what the computations use: checks, units, groups of axes."""
+
+import functools
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from bayeskit.errors import ConditioningWarning
+from bayeskit.linalg.contract import kronecker_multiply
+from bayeskit.models import priors
+from bayeskit.models.kronecker_sbl import structure, updates
+from bayeskit.posterior import Labels
+from bayeskit.precision import as_key, double_precision, is_distributed, to_host
+
+_DENSE_GROUP_ENTRIES = 2 * 10**8
+
+
+class Layout(NamedTuple):
+    """Shapes of the problem: hashable, part of the compiled program.
+
+    Attributes
+    ----------
+    groups : tuple of tuples of int
+        Axes that share one scale factor.
+    rows, columns : tuple of int
+        M_i and N_i of every axis.
+    snapshots : bool
+        Whether the data have a leading axis of snapshots.
+    """
+
+    groups: tuple
+    rows: tuple
+    columns: tuple
+    snapshots: bool
+
+    @property
+    def order(self):
+        """The axes in the order of the groups."""
+        return tuple(axis for group in self.groups for axis in group)
+
+    def group(self, tensor):
+        """(snapshots, M_1, …, M_I) to one axis a group."""
+        tensor = jnp.transpose(tensor, (0, *(axis + 1 for axis in self.order)))
+        sizes = (math.prod(self.rows[axis] for axis in group) for group in self.groups)
+        return tensor.reshape(tensor.shape[0], *sizes)
+
+    def ungroup(self, tensor, sizes):
+        """(…, one axis a group) back to one axis each of ``sizes`` in the user's order."""
+        lead = tensor.ndim - len(self.groups)
+        tensor = tensor.reshape(*tensor.shape[:lead], *(sizes[axis] for axis in self.order))
+        inverse = np.argsort(self.order)
+        return jnp.transpose(tensor, (*range(lead), *(int(axis) + lead for axis in inverse)))
+
+    def as_given(self, tensor, sizes):
+        """(snapshots, groups…) back to the user's axes, without snapshots where there are none."""
+        tensor = self.ungroup(tensor, sizes)
+        return tensor if self.snapshots else tensor[0]
+
+
+class Factors(eqx.Module):
+    """Dictionaries in the form that the computations use, one entry a group of axes.
+
+    Attributes
+    ----------
+    reduced : tuple of arrays (m_g, N_g)
+        Scaled so that unit scales explain a unit mean square, and rotated onto their range.
+    original : tuple of arrays (M_g, N_g)
+        Scaled only.
+    rotations : tuple of arrays (M_g, m_g) or None
+    units : array (groups,)
+        What each dictionary was divided by.
+    masks : tuple of arrays (N_g,)
+        Zero at columns that are zero, one elsewhere.
+    strengths : array (groups,)
+        Pattern coupling.
+    """
+
+    reduced: tuple
+    original: tuple
+    rotations: tuple
+    units: Any
+    masks: tuple
+    strengths: Any
+    layout: Layout = eqx.field(static=True)
+
+
+class NewFactors(eqx.Module):
+    """Dictionaries to predict at, scaled, and the number of rows of every axis."""
+
+    factors: tuple
+    sizes: tuple = eqx.field(static=True)
+
+
+class Observations(NamedTuple):
+    """One data set: tensors divided by their root mean square, ``unit``.
+
+    ``noise_variance`` is the known one over ``unit²``, NaN where it is learned.
+    """
+
+    measurements: structure.Measurements
+    tensor: Any
+    unit: Any
+    noise_variance: Any
+
+
+def values_of(array):
+    """The numbers of an array-like: NumPy, or JAX as it is."""
+    if isinstance(array, xr.DataArray):
+        return array.values
+    return array if isinstance(array, jax.Array) else np.asarray(array)
+
+
+def is_numeric(array) -> bool:
+    """Whether an array holds real or complex numbers (not booleans, strings, objects)."""
+    return jnp.issubdtype(array.dtype, jnp.number)
+
+
+def check_finite(name, array):
+    """Raise naming the first bad index; the check runs where the array lives."""
+    bad = ~jnp.isfinite(array) if isinstance(array, jax.Array) else ~np.isfinite(array)
+    count = int(bad.sum())
+    if count:
+        first = np.unravel_index(int(bad.reshape(-1).argmax()), array.shape)
+        raise ValueError(
+            f"{name} has {count} non-finite values, the first at index {tuple(int(i) for i in first)}; "
+            "finite numbers are expected"
+        )
+
+
+def check_dictionaries(dictionaries):
+    """The dictionaries as a tuple, arrays as they were given."""
+    if isinstance(dictionaries, (np.ndarray, jax.Array, xr.DataArray)) and dictionaries.ndim == 2:
+        raise TypeError("dictionaries must be a sequence of matrices, got one matrix; write (matrix,)")
+    try:
+        dictionaries = tuple(dictionaries)
+    except TypeError:
+        raise TypeError(f"dictionaries must be a sequence of matrices, got {type(dictionaries).__name__}") from None
+    if not dictionaries:
+        raise ValueError("dictionaries is empty; at least one matrix is expected")
+    checked = []
+    for i, dictionary in enumerate(dictionaries):
+        name = f"dictionaries[{i}]"
+        values = values_of(dictionary)
+        if not is_numeric(values):
+            raise TypeError(f"{name} must be real or complex, got {values.dtype}")
+        if values.ndim != 2 or 0 in values.shape:
+            raise ValueError(f"{name} must be a non-empty matrix (M_{i}, N_{i}), got shape {values.shape}")
+        check_finite(name, values)
+        if not np.any(np.asarray(values)):
+            raise ValueError(f"{name} is zero everywhere: it carries no information")
+        checked.append(dictionary if isinstance(dictionary, xr.DataArray) else values)
+    return tuple(checked)
+
+
+def check_noise_variance(value):
+    """A positive finite number, or ``None``."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or np.ndim(value) or np.iscomplexobj(value) or not np.isreal(value):
+        raise TypeError(f"noise_variance must be a positive number or None (learned), got {value!r}")
+    value = float(value)
+    if not 0 < value < np.inf:
+        raise ValueError(
+            f"noise_variance must be positive and finite, got {value}; for noiseless data give the size of "
+            "rounding errors, or None to learn it"
+        )
+    return value
+
+
+def check_coupling(coupling, axes):
+    """One finite strength ≥ 0 an axis, or ``None``."""
+    if coupling is None:
+        return None
+    strengths = np.asarray(coupling, dtype=float)
+    if strengths.shape != (axes,) or not np.all(np.isfinite(strengths)) or np.any(strengths < 0):
+        raise ValueError(f"coupling must have {axes} finite numbers >= 0, one an axis, got {coupling!r}")
+    return tuple(float(strength) for strength in strengths)
+
+
+def check_groups(scales, dictionaries, coupling):
+    """The groups of axes that ``scales`` means."""
+    axes = len(dictionaries)
+    if isinstance(scales, str):
+        named = {"kronecker": tuple((i,) for i in range(axes)), "unstructured": (tuple(range(axes)),)}
+        if scales not in named:
+            raise ValueError(f"scales must be 'kronecker', 'unstructured' or groups of axes, got {scales!r}")
+        groups = named[scales]
+    else:
+        try:
+            groups = tuple(tuple(int(axis) for axis in group) for group in scales)
+        except TypeError:
+            raise TypeError(f"scales must be a name or groups of axes such as ((0, 1), (2,)), got {scales!r}") from None
+        if sorted(axis for group in groups for axis in group) != list(range(axes)) or () in groups:
+            raise ValueError(f"scales must group every axis 0 … {axes - 1} exactly once, got {scales!r}")
+    for group in groups:
+        entries = math.prod(math.prod(values_of(dictionaries[axis]).shape) for axis in group)
+        if len(group) > 1 and entries > _DENSE_GROUP_ENTRIES:
+            raise ValueError(
+                f"scales groups the axes {group}, whose dense dictionary has {entries:.3g} entries; at most "
+                f"{_DENSE_GROUP_ENTRIES:.0e} are possible: use scales='kronecker' or smaller groups"
+            )
+        if len(group) > 1 and coupling is not None and any(coupling[axis] for axis in group):
+            raise ValueError(f"coupling acts on single axes; the grouped axes {group} need strength 0, got {coupling}")
+    return groups
+
+
+def working_type(dictionaries, tensor):
+    """Floating-point types (real, of the data) that the problem is computed in."""
+    joint = jnp.result_type(*(values_of(d).dtype for d in dictionaries), tensor.dtype)
+    kinds = {"float32": "float32", "complex64": "complex64", "float16": "float32", "bfloat16": "float32"}
+    complex_data = jnp.issubdtype(joint, jnp.complexfloating)
+    name = kinds.get(joint.name, "complex128" if complex_data else "float64")
+    return jnp.finfo(name).dtype, jnp.dtype(name)
+
+
+def _root_mean_square(array):
+    """Root mean square without overflow, and one for a zero array."""
+    peak = jnp.max(jnp.abs(array))
+    scaled = array / jnp.where(peak > 0, peak, 1.0)
+    return jnp.where(peak > 0, peak * jnp.sqrt(jnp.mean(jnp.abs(scaled) ** 2)), 1.0)
+
+
+def prepare_factors(dictionaries, groups, coupling, layout, dtype, real_dtype):
+    """Group, scale and reduce the dictionaries; warn about columns that nothing can be said of."""
+    original, masks, units, strengths = [], [], [], []
+    for group in groups:
+        scaled, unit = [], 1.0
+        for axis in group:
+            matrix = np.asarray(values_of(dictionaries[axis]))
+            matrix = matrix.astype(dtype if np.iscomplexobj(matrix) else real_dtype)
+            _warn_about_columns(axis, matrix)
+            peak = np.max(np.abs(matrix))
+            size = float(np.sqrt(np.sum(np.abs(matrix / peak).astype(float) ** 2) / matrix.shape[0]))
+            scaled.append(matrix / peak / size)
+            unit *= float(peak) * size
+        dense = functools.reduce(np.kron, scaled).astype(scaled[0].dtype if len(scaled) == 1 else None)
+        original.append(jnp.asarray(dense))
+        masks.append(jnp.asarray(np.any(dense != 0, axis=0), real_dtype))
+        units.append(unit)
+        strengths.append(coupling[group[0]] if coupling is not None else 0.0)
+    empty = jnp.zeros((1, *(matrix.shape[0] for matrix in original)), dtype)
+    reduced, _, rotations = structure.compress(original, empty)
+    return Factors(
+        reduced,
+        tuple(original),
+        rotations,
+        jnp.asarray(np.asarray(units), jnp.float64),
+        tuple(masks),
+        jnp.asarray(np.asarray(strengths), real_dtype),
+        layout,
+    )
+
+
+def _warn_about_columns(axis, matrix):
+    zero = np.flatnonzero(~np.any(matrix, axis=0))
+    if zero.size:
+        warnings.warn(
+            f"dictionaries[{axis}] has {zero.size} zero columns (the first is {zero[0]}): the data say nothing about "
+            "their coefficients, which are held at zero",
+            ConditioningWarning,
+            stacklevel=5,
+        )
+    nonzero = np.setdiff1d(np.arange(matrix.shape[1]), zero)
+    columns = matrix[:, nonzero]
+    pivot = columns[np.argmax(np.abs(columns), axis=0), np.arange(columns.shape[1])]
+    _, first = np.unique(np.round(columns / pivot, 9), axis=1, return_index=True)
+    if first.size < nonzero.size:
+        again = nonzero[np.setdiff1d(np.arange(nonzero.size), first)]
+        warnings.warn(
+            f"dictionaries[{axis}] has {again.size} columns that are multiples of others (one is {again[0]}): only "
+            "the sum of what they carry is determined",
+            ConditioningWarning,
+            stacklevel=5,
+        )
+
+
+def check_tensor(data, dictionaries, batch):
+    """The measurements as an array, and whether they have snapshots."""
+    rows = tuple(values_of(d).shape[0] for d in dictionaries)
+    tensor = values_of(data)
+    lead = ("data sets",) if batch else ()
+    wanted = f"({', '.join(('batch',) * batch + tuple(map(str, rows)))})"
+    with_snapshots = f"({', '.join(('batch',) * batch + ('snapshots',) + tuple(map(str, rows)))})"
+    if not is_numeric(tensor):
+        raise TypeError(f"data must be real or complex numbers, got {tensor.dtype}")
+    if tensor.size == 0:
+        raise ValueError(f"data is empty, shape {tensor.shape}; {wanted} or {with_snapshots} is expected")
+    own = tensor.shape[len(lead) :]
+    if own not in (rows, (*own[:1], *rows)) or len(tensor.shape) < len(lead):
+        hint = ""
+        if len(rows) > 1 and own == (math.prod(rows),):
+            hint = f"; a flattened row-major vector becomes one by data.reshape({wanted.strip('()')})"
+        elif sorted(own) == sorted(rows):
+            hint = "; the axes are in another order: transpose the data or reorder the dictionaries"
+        raise ValueError(f"data has shape {tensor.shape}; {wanted} or {with_snapshots} is expected{hint}")
+    if jnp.issubdtype(tensor.dtype, jnp.complexfloating) is False and any(
+        np.iscomplexobj(values_of(d)) for d in dictionaries
+    ):
+        raise ValueError(
+            f"data is real ({tensor.dtype}) and a dictionary is complex: give complex measurements, or stack real and "
+            "imaginary parts of the dictionary as rows"
+        )
+    names = [d.dims[0] for d in dictionaries if isinstance(d, xr.DataArray)]
+    if isinstance(data, xr.DataArray) and len(names) == len(dictionaries) and data.dims[-len(rows) :] != tuple(names):
+        raise ValueError(f"data has dims {data.dims}; its last must be the dictionaries' first, {tuple(names)}")
+    return tensor, own != rows
+
+
+def make_labels(data, dictionaries, layout, batch):
+    """Names and coordinates of all dimensions."""
+    dims, coords = {}, {}
+
+    def take(array, axis, fallback):
+        if not isinstance(array, xr.DataArray):
+            return fallback
+        name = array.dims[axis]
+        if name in array.coords:
+            coords[name] = array.coords[name].values
+        return name
+
+    axes = len(dictionaries)
+    atoms = tuple(take(d, 1, f"atoms_{i}") for i, d in enumerate(dictionaries))
+    lead = (take(data, int(batch), "snapshot"),) if layout.snapshots else ()
+    if batch:
+        batch_name = take(data, 0, "batch")
+        if batch_name in coords:
+            coords["batch"] = coords.pop(batch_name)
+    rows = tuple(
+        take(data, i - axes, take(dictionaries[i], 0, f"measurements_{i}")) for i in range(axes)
+    )
+    dims["coefficients"] = (*lead, *atoms)
+    dims["noise_variance"] = ()
+    for g, group in enumerate(layout.groups):
+        dims[f"scales_{g}"] = tuple(atoms[axis] for axis in group)
+    dims["y"] = (*lead, *rows)
+    return Labels(dims, coords, "y")
+
+
+def prepare_observations(tensor, factors, noise_variance, dtype):
+    """One data set in the form that the computations use; pure, mapped over a batch."""
+    tensor = jnp.asarray(tensor, dtype)
+    if not factors.layout.snapshots:
+        tensor = tensor[None]
+    unit = _root_mean_square(tensor)
+    scaled = factors.layout.group(tensor / unit)
+    _, measurements, _ = structure.compress(factors.original, scaled)
+    known = jnp.asarray(jnp.nan if noise_variance is None else noise_variance, unit.dtype) / unit / unit
+    return Observations(measurements, scaled, unit, known)
+
+
+def check_units(units, factors, noise_variance, real_dtype):
+    """Raise where results would leave the range of the working precision."""
+    info = jnp.finfo(real_dtype)
+    smallest, largest = float(info.tiny) / float(info.eps), float(info.max) * float(info.eps)
+    units = np.atleast_1d(np.asarray(units, float))
+    units = units[np.isfinite(units)]
+    if not units.size:
+        return
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        dictionary = float(np.prod(np.asarray(factors.units, float)))
+        quantities = {
+            "the noise variance (data²)": units**2,
+            "the variance of the coefficients ((data / dictionaries)²)": (units / dictionary) ** 2,
+        }
+        if noise_variance is not None:
+            quantities["noise_variance / data²"] = noise_variance / units / units
+    for name, value in quantities.items():
+        extreme = value[(value < smallest) | (value > largest) | ~np.isfinite(value)]
+        if extreme.size:
+            raise ValueError(
+                f"{name} is of the order {extreme[0]:.1e}, outside the range of {np.dtype(real_dtype).name}; "
+                "rescale the data or the dictionaries"
+            )
+
+
+def prepare(model, data, batch):
+    """Everything that :class:`~bayeskit.models.base.Prepared` needs for this family."""
+    dictionaries = model.dictionaries
+    tensor, snapshots = check_tensor(data, dictionaries, batch)
+    if not batch:
+        check_finite("data", tensor)
+    real_dtype, dtype = working_type(dictionaries, tensor)
+    shapes = [values_of(d).shape for d in dictionaries]
+    groups = check_groups(model.scales, dictionaries, model.coupling)
+    layout = Layout(groups, tuple(s[0] for s in shapes), tuple(s[1] for s in shapes), snapshots)
+    factors = prepare_factors(dictionaries, groups, model.coupling, layout, dtype, real_dtype)
+    one = functools.partial(_prepare_observations, noise_variance=model.noise_variance, dtype=dtype)
+    device_tensor = tensor if is_distributed(tensor) else jnp.asarray(tensor)
+    observations = _prepare_batch(device_tensor, factors, model.noise_variance, dtype) if batch else one(
+        device_tensor, factors
+    )
+    check_units(observations.unit, factors, model.noise_variance, real_dtype)
+    labels = make_labels(data, dictionaries, layout, batch)
+    lead = ("batch",) if batch else ()
+    tables = {
+        "observed_data": {"y": ((*lead, *labels.dims["y"]), tensor)},
+        "constant_data": {
+            f"dictionary_{i}": ((labels.dims["y"][i + snapshots], labels.dims["coefficients"][i + snapshots]), values_of(d))
+            for i, d in enumerate(dictionaries)
+        },
+    }
+    if model.noise_variance is not None:
+        tables["constant_data"]["noise_variance"] = ((), model.noise_variance)
+    return factors, observations, labels, tables
+
+
+@eqx.filter_jit
+def _prepare_observations(tensor, factors, noise_variance, dtype):
+    return prepare_observations(tensor, factors, noise_variance, dtype)
+
+
+@eqx.filter_jit
+def _prepare_batch(tensor, factors, noise_variance, dtype):
+    return jax.vmap(lambda item: prepare_observations(item, factors, noise_variance, dtype))(tensor)
+
+
+def prediction_inputs(inputs, factors, labels):
+    """New dictionaries in the scaled problem's units, with the sizes and names of the result."""
+    layout = factors.layout
+    inputs = check_dictionaries(inputs)
+    shapes = tuple(values_of(d).shape for d in inputs)
+    if tuple(shape[1] for shape in shapes) != layout.columns:
+        raise ValueError(f"inputs must have {layout.columns} columns, one matrix an axis, got shapes {shapes}")
+    dtype = factors.reduced[0].dtype
+    new_factors = []
+    for group, unit in zip(layout.groups, np.asarray(factors.units), strict=True):
+        dense = functools.reduce(np.kron, [np.asarray(values_of(inputs[axis])) for axis in group]) / unit
+        new_factors.append(jnp.asarray(dense, jnp.result_type(dtype, dense.dtype)))
+    lead = labels.dims["y"][:1] if layout.snapshots else ()
+    dims = tuple(
+        d.dims[0] if isinstance(d, xr.DataArray) else f"prediction_{i}" for i, d in enumerate(inputs)
+    )
+    return (*lead, *dims), NewFactors(tuple(new_factors), tuple(shape[0] for shape in shapes))
+
+
+def sample_prior(model, key):
+    """Parameters by site, and measurements, from the priors in the user's own units."""
+    scale_prior = priors.simulable("scale_prior", model.scale_prior)
+    noise_prior = None if model.noise_variance is not None else priors.simulable("noise_prior", model.noise_prior)
+    shapes = [values_of(d).shape for d in model.dictionaries]
+    groups = check_groups(model.scales, model.dictionaries, model.coupling)
+    layout = Layout(groups, tuple(s[0] for s in shapes), tuple(s[1] for s in shapes), False)
+    real_dtype, dtype = working_type(model.dictionaries, values_of(model.dictionaries[0]))
+    strengths = model.coupling or (0.0,) * len(shapes)
+    with double_precision():
+        keys = jax.random.split(as_key(key, "draws are random"), len(groups) + 3)
+        weights = [
+            scale_prior.sample(k, (math.prod(layout.columns[axis] for axis in group),))
+            for k, group in zip(keys[3:], groups, strict=True)
+        ]
+        scales = [updates.couple(w, strengths[group[0]]) for w, group in zip(weights, groups, strict=True)]
+        noise = jnp.asarray(model.noise_variance if noise_prior is None else noise_prior.sample(keys[0]))
+        roots = structure.outer([jnp.sqrt(scale) for scale in scales])
+        coefficients = layout.ungroup(roots * jax.random.normal(keys[1], roots.shape, dtype), layout.columns)
+        dictionaries = [jnp.asarray(values_of(d)) for d in model.dictionaries]
+        clean = kronecker_multiply(dictionaries, coefficients)
+        data = clean + jnp.sqrt(noise) * jax.random.normal(keys[2], clean.shape, dtype)
+        parameters = {"coefficients": coefficients, **normalised_scales(scales, layout)}
+        if noise_prior is not None:
+            parameters["noise_variance"] = noise
+        return to_host(jax.tree.map(lambda leaf: leaf.astype(dtype if jnp.iscomplexobj(leaf) else real_dtype), (parameters, data)))
+
+
+def normalised_scales(scales, layout):
+    """Scale factors by site as they are reported: all but the last have mean one."""
+    sites, carried = {}, 1.0
+    for g, (scale, group) in enumerate(zip(scales, layout.groups, strict=True)):
+        level = jnp.mean(scale)
+        level = jnp.where(level > 0, level, 1.0)
+        last = g == len(scales) - 1
+        sites[f"scales_{g}"] = (scale * carried if last else scale / level).reshape(
+            tuple(layout.columns[axis] for axis in group)
+        )
+        carried = carried * level
+    return sites

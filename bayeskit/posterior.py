@@ -1,0 +1,513 @@
+"""Results: what every method on every model gives back."""
+
+import abc
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import arviz_stats as azs
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from arviz_base import from_dict
+
+from bayeskit._version import __version__
+from bayeskit.precision import as_key, double_precision, to_host
+
+_DRAW_BLOCK = 16
+_SUMMARY_SCALARS = 100
+_SUMMARY_ENTRIES = 20
+
+
+class Labels(NamedTuple):
+    """Names of the dimensions of every site, coordinates, and the name of what was observed."""
+
+    dims: Mapping[str, tuple[str, ...]]
+    coords: Mapping[str, Any]
+    observed: str
+
+
+class Prediction(NamedTuple):
+    """Mean and variance of predicted quantities, with named dimensions.
+
+    Attributes
+    ----------
+    mean : numpy.ndarray
+        Real or complex.
+    variance : numpy.ndarray
+        Real; for complex quantities ``E|y - E y|²``.
+    dims : tuple of str
+        Names of the axes of both.
+    """
+
+    mean: Any
+    variance: Any
+    dims: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """How a method ended.
+
+    Attributes
+    ----------
+    converged : bool or array (batch,)
+    iterations : int or array (batch,)
+    objective : array (iteration,) or (batch, iteration) or None
+        What the method increases, one value an iteration; NaN after the end of a shorter run of a
+        batch. ``None`` for sampling.
+    reason : str or tuple of str
+        Why the method stopped.
+    seconds : float
+        Wall-clock time, compilation included.
+    max_rhat, min_ess : float or None
+        Worst split R-hat and effective sample size over all sampled hyper-parameters (MCMC).
+    divergences : int or None
+        Divergent transitions after warm-up (MCMC).
+    """
+
+    converged: Any
+    iterations: Any
+    objective: Any
+    reason: Any
+    seconds: float
+    max_rhat: Any = None
+    min_ess: Any = None
+    divergences: Any = None
+
+
+class AbstractApproximation(eqx.Module):
+    """A posterior distribution as arrays: a pure pytree that can be mapped over and stored.
+
+    Every function takes the prepared model and data beside it. Dicts are keyed by site.
+    """
+
+    @property
+    def chains(self) -> tuple[int, int] | None:
+        """Numbers of chains and draws where the posterior is held as draws."""
+        return None
+
+    @abc.abstractmethod
+    def mean(self, model, data):
+        """Mean of every site, plugged-in estimates included."""
+
+    @abc.abstractmethod
+    def variance(self, model, data):
+        """Variance of every site; zero where an estimate was plugged in."""
+
+    @abc.abstractmethod
+    def sample(self, key, model, data):
+        """One joint draw of all sites that are random."""
+
+    @abc.abstractmethod
+    def plugged_in(self, model, data):
+        """Sites that were estimated by a number and carry no uncertainty."""
+
+    @abc.abstractmethod
+    def predict(self, inputs, include_noise, model, data):
+        """Mean and variance of predicted data."""
+
+    @abc.abstractmethod
+    def log_predictive(self, model, data):
+        """``log p(y_m | y_-m)`` and ``log p(y_m | y)`` for every observation ``m``, exact."""
+
+
+# Pure functions of (approximation, model, data, *rest): compiled once a shape, mapped over a batch.
+def _mean(approximation, model, data):
+    return approximation.mean(model, data)
+
+
+def _variance(approximation, model, data):
+    return approximation.variance(model, data)
+
+
+def _plugged_in(approximation, model, data):
+    return approximation.plugged_in(model, data)
+
+
+def _draws(approximation, model, data, keys):
+    return jax.lax.map(lambda key: approximation.sample(key, model, data), keys, batch_size=_DRAW_BLOCK)
+
+
+def _chain_draws(approximation, model, data, keys):
+    return approximation.chain_draws(keys, model, data)
+
+
+def _predict(approximation, model, data, inputs, include_noise):
+    return approximation.predict(inputs, include_noise, model, data)
+
+
+def _log_predictive(approximation, model, data):
+    return approximation.log_predictive(model, data)
+
+
+@eqx.filter_jit
+def _evaluate(function, approximation, model, data, batched, *rest):
+    if not batched:
+        return function(approximation, model, data, *rest)
+    return jax.lax.map(lambda item: function(item[0], model, item[1], *rest), (approximation, data))
+
+
+class Posterior:
+    """A posterior distribution with everything needed to use, check and store it.
+
+    Made by :func:`bayeskit.infer`, :func:`bayeskit.infer_batch` and :func:`bayeskit.load`.
+
+    Attributes
+    ----------
+    model : AbstractModel
+        The user's model, with point estimates of hyper-parameters in its field ``estimates``.
+    method : AbstractMethod
+    log_evidence : float or array (batch,) or None
+        Log marginal likelihood given the estimates, a bound on it, or ``None`` where the method
+        has none.
+    convergence : Convergence
+    """
+
+    def __init__(self, *, model, method, approximation, prepared, log_evidence, convergence, trace, key, batch):
+        self.method = method
+        self.approximation = approximation
+        self.prepared = prepared
+        self.log_evidence = log_evidence
+        self.convergence = convergence
+        self.trace = trace
+        self.key = key
+        self.batch = batch
+        self._moments = {}
+        estimates = self._call(_plugged_in)
+        self.model = model.with_estimates(estimates) if batch is None else model
+
+    def _call(self, function, *rest):
+        with double_precision():
+            prepared = self.prepared
+            return to_host(
+                _evaluate(function, self.approximation, prepared.model, prepared.data, self.batch is not None, *rest)
+            )
+
+    @property
+    def mean(self) -> dict[str, Any]:
+        """Posterior means by site, NumPy arrays; a leading axis ``batch`` for a batch."""
+        if "mean" not in self._moments:
+            self._moments["mean"] = self._call(_mean)
+        return dict(self._moments["mean"])
+
+    @property
+    def variance(self) -> dict[str, Any]:
+        """Posterior variances by site; ``E|x - E x|²`` for complex sites, zero for plugged-in ones."""
+        if "variance" not in self._moments:
+            self._moments["variance"] = self._call(_variance)
+        return dict(self._moments["variance"])
+
+    @property
+    def plugged_in(self) -> tuple[str, ...]:
+        """Sites that are point estimates: their own uncertainty is not in the result."""
+        return tuple(self._call(_plugged_in))
+
+    def sample(self, key, num_draws: int = 1) -> dict[str, Any]:
+        """Independent joint draws (for MCMC: draws picked at random from the chains).
+
+        Parameters
+        ----------
+        key : int or JAX key
+        num_draws : int
+
+        Returns
+        -------
+        dict of arrays (num_draws, ...)
+            By site, a leading axis ``batch`` before ``num_draws`` for a batch.
+        """
+        if not isinstance(num_draws, (int, np.integer)) or num_draws < 1:
+            raise ValueError(f"num_draws must be a positive integer, got {num_draws!r}")
+        with double_precision():
+            keys = jax.random.split(as_key(key, "draws are random"), int(num_draws))
+            return self._call(_draws, keys)
+
+    def predict(self, inputs=None, *, include_noise: bool = False) -> Prediction:
+        """Mean and variance of predicted data.
+
+        Parameters
+        ----------
+        inputs : optional
+            Where to predict; what it is depends on the family. The observed data's own places
+            by default.
+        include_noise : bool
+            Whether the variance is that of a new noisy measurement.
+        """
+        with double_precision():
+            dims, inputs = self.prepared.model.prediction_inputs(inputs, self.prepared.labels)
+            mean, variance = self._call(_predict, inputs, bool(include_noise))
+        if self.batch is not None:
+            dims = ("batch", *dims)
+        return Prediction(mean, variance, dims)
+
+    def loo(self):
+        """Leave-one-out cross-validation as ArviZ's ``ELPDData``.
+
+        Exact for posteriors that are Gaussian given plugged-in hyper-parameters; for sampled
+        hyper-parameters the exact conditional densities are combined by Pareto-smoothed
+        importance sampling.
+        """
+        if self.batch is not None:
+            raise TypeError("loo is for one data set; index the batch's data and fit it alone")
+        if self._chains is not None:
+            return azs.loo(self.to_datatree(sites=()), pointwise=True)
+        left_out, inside = (np.asarray(part) for part in self._call(_log_predictive))
+        name = self.prepared.labels.observed
+        dims = self.prepared.labels.dims[name]
+        pointwise = xr.DataArray(left_out, dims=dims, coords=self._coords(dims), name=name)
+        count = left_out.size
+        return azs.utils.ELPDData(
+            kind="loo",
+            elpd=float(left_out.sum()),
+            se=float(np.sqrt(count * left_out.var())),
+            p=float((inside - left_out).sum()),
+            n_samples=1,
+            n_data_points=count,
+            scale="log",
+            warning=False,
+            good_k=0.7,
+            elpd_i=pointwise,
+            pareto_k=xr.zeros_like(pointwise),
+        )
+
+    def to_datatree(self, num_draws: int = 1000, key=None, sites: Sequence[str] | None = None, max_bytes=2e9):
+        """The result as an ``xarray.DataTree`` in the ArviZ schema.
+
+        Parameters
+        ----------
+        num_draws : int
+            Draws from a posterior held in closed form. Chains are kept as they were sampled.
+        key : int or JAX key, optional
+            For the draws; derived from the fit's own key (or 0) by default.
+        sites : sequence of str, optional
+            Sites to draw in the group ``posterior``; all by default. The group ``moments`` always
+            has every site.
+        max_bytes : float
+            Largest size of the group ``posterior``.
+
+        Returns
+        -------
+        xarray.DataTree
+            Groups ``posterior`` (dims ``chain``, ``draw``, …), ``moments``, ``observed_data``,
+            ``constant_data`` and, where the method has them, ``optimization``, ``sample_stats``
+            and ``log_likelihood``. A complex site has a last dimension ``part``.
+
+        Raises
+        ------
+        ValueError
+            If the draws need more than ``max_bytes``, or a site is unknown.
+        """
+        mean, variance = self.mean, self.variance
+        random_sites = [name for name in mean if name not in self.plugged_in]
+        wanted = random_sites if sites is None else list(sites)
+        unknown = [name for name in wanted if name not in random_sites]
+        if unknown:
+            raise ValueError(f"sites has {unknown}; the random sites are {random_sites}")
+        chains, draws = self._chains or (1, num_draws)
+        size = chains * draws * sum(np.asarray(mean[name]).nbytes for name in wanted)
+        if size > max_bytes:
+            raise ValueError(
+                f"the posterior group would take {size / 1e9:.2f} GB, more than max_bytes={max_bytes / 1e9:.2f} GB: "
+                f"lower num_draws (now {draws}), choose fewer sites (now {wanted}), or raise max_bytes"
+            )
+        groups = {"posterior": self._posterior_draws(wanted, num_draws, key)}
+        tree = from_dict(
+            {name: group for name, group in groups.items() if group},
+            dims={name: list(self._dims(name, array)) for name, array in mean.items()},
+            coords=self._all_coords(),
+            sample_dims=self._sample_dims,
+        )
+        datasets = {"moments": self._moments_dataset(mean, variance)}
+        for group, tables in self.prepared.tables.items():
+            datasets[group] = xr.Dataset(
+                {name: self._variable(value, dims) for name, (dims, value) in tables.items()}
+            )
+        datasets.update(self._trace_datasets())
+        if self._chains is not None and self.batch is None:
+            datasets["log_likelihood"] = self._log_likelihood_dataset()
+        for name, dataset in datasets.items():
+            tree[name] = xr.DataTree(dataset)
+        tree.attrs.update(self._attributes())
+        return tree
+
+    @property
+    def _sample_dims(self):
+        return ["chain", "draw"] if self.batch is None else ["batch", "chain", "draw"]
+
+    @property
+    def _chains(self):
+        approximation = self.approximation
+        if self.batch is not None:
+            approximation = jax.tree.map(lambda leaf: leaf[0], approximation)
+        return approximation.chains
+
+    def _posterior_draws(self, sites, num_draws, key):
+        if not sites:
+            return {}
+        with double_precision():
+            if key is None:
+                base = jax.random.key(0) if self.key is None else jax.random.wrap_key_data(jnp.asarray(self.key))
+                key = jax.random.fold_in(base, 1)
+            key = as_key(key, "draws are random")
+            if self._chains is not None:
+                count = math.prod(self._chains)
+                drawn = self._call(_chain_draws, jax.random.split(key, count))
+            else:
+                axis = 0 if self.batch is None else 1
+                drawn = jax.tree.map(
+                    lambda array: np.expand_dims(array, axis),
+                    self._call(_draws, jax.random.split(key, int(num_draws))),
+                )
+        return {name: _split_complex(drawn[name]) for name in sites}
+
+    def _dims(self, site, array):
+        """Dimension names of one site's own axes, with ``part`` for a complex one."""
+        dims = self.prepared.labels.dims[site]
+        return (*dims, "part") if np.iscomplexobj(array) else tuple(dims)
+
+    def _coords(self, dims):
+        return {dim: values for dim, values in self.prepared.labels.coords.items() if dim in dims}
+
+    def _all_coords(self):
+        return {**self.prepared.labels.coords, "part": ["real", "imag"]}
+
+    def _variable(self, value, dims):
+        value = np.asarray(value)
+        dims = (*dims, "part") if np.iscomplexobj(value) else tuple(dims)
+        coords = {dim: values for dim, values in self._all_coords().items() if dim in dims}
+        return xr.DataArray(_split_complex(value), dims=dims, coords=coords)
+
+    def _moments_dataset(self, mean, variance):
+        lead = () if self.batch is None else ("batch",)
+        variables = {}
+        for site in mean:
+            dims = (*lead, *self.prepared.labels.dims[site])
+            variables[f"{site}_mean"] = self._variable(mean[site], dims)
+            variables[f"{site}_variance"] = self._variable(variance[site], dims)
+        return xr.Dataset(variables)
+
+    def _trace_datasets(self):
+        lead = () if self.batch is None else ("batch",)
+        datasets = {}
+        for group, dims in (("optimization", ("iteration",)), ("sample_stats", ("chain", "draw"))):
+            if self.trace.get(group):
+                datasets[group] = xr.Dataset(
+                    {name: ((*lead, *dims), values) for name, values in self.trace[group].items()}
+                )
+        return datasets
+
+    def _log_likelihood_dataset(self):
+        name = self.prepared.labels.observed
+        dims = self.prepared.labels.dims[name]
+        left_out, _ = self._call(_log_predictive)
+        return xr.Dataset({name: (("chain", "draw", *dims), left_out)}, coords=self._coords(dims))
+
+    def _attributes(self):
+        versions = {module.__name__: module.__version__ for module in (jax, np, xr)}
+        convergence = {
+            field.name: np.asarray(getattr(self.convergence, field.name)).tolist()
+            for field in dataclasses.fields(self.convergence)
+            if field.name != "objective"
+        }
+        return {
+            "inference_library": "bayeskit",
+            "inference_library_version": __version__,
+            "versions": json.dumps(versions),
+            "model": repr(self.model),
+            "method": repr(self.method),
+            "settings": json.dumps(self.method.settings()),
+            "seed": json.dumps(None if self.key is None else np.asarray(self.key).tolist()),
+            "convergence": json.dumps(convergence),
+            "plugged_in": json.dumps(list(self.plugged_in)),
+        }
+
+    def summary(self, sites: Sequence[str] | None = None):
+        """A table of means, standard deviations and 90 % intervals.
+
+        Sites of up to 100 numbers are listed whole, with R-hat and effective sample size where
+        they were sampled by chains. Of a larger site the 20 entries with the largest
+        ``|mean| / sd`` are listed, and ``table.attrs["large_sites"]`` has its size, norm and mean
+        variance.
+
+        Returns
+        -------
+        pandas.DataFrame
+        """
+        import pandas as pd
+
+        if self.batch is not None:
+            raise TypeError("summary is for one data set; use mean, variance and convergence of the batch")
+        mean, variance = self.mean, self.variance
+        wanted = list(mean) if sites is None else list(sites)
+        unknown = [name for name in wanted if name not in mean]
+        if unknown:
+            raise ValueError(f"sites has {unknown}; the sites are {list(mean)}")
+        rows, large = {}, {}
+        for site in wanted:
+            center, spread = np.asarray(mean[site]), np.sqrt(np.asarray(variance[site]))
+            names = self.prepared.labels.dims[site]
+            indices = list(np.ndindex(center.shape))
+            if center.size > _SUMMARY_SCALARS:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    score = np.nan_to_num(np.abs(center) / spread, nan=0.0)
+                order = np.argsort(-score, axis=None, kind="stable")[:_SUMMARY_ENTRIES]
+                indices = [tuple(int(i) for i in np.unravel_index(flat, center.shape)) for flat in order]
+                large[site] = {
+                    "size": int(center.size),
+                    "norm": float(np.linalg.norm(center)),
+                    "mean_variance": float(np.mean(variance[site])),
+                }
+            for index in indices:
+                label = ", ".join(self._coordinate(dim, i) for dim, i in zip(names, index, strict=True))
+                rows[f"{site}[{label}]" if label else site] = {"mean": center[index], "sd": float(spread[index])}
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        diagnostics = self.trace.get("diagnostics", {})
+        for column in ("rhat", "ess_bulk"):
+            values = {
+                f"{site}[{', '.join(self._coordinate(d, i) for d, i in zip(self.prepared.labels.dims[site], index, strict=True))}]"
+                if array.ndim
+                else site: float(array[index])
+                for site, array in diagnostics.get(column, {}).items()
+                for index in np.ndindex(np.asarray(array).shape)
+            }
+            if values:
+                table[column] = [values.get(name, np.nan) for name in table.index]
+        table.attrs["large_sites"] = large
+        return table
+
+    def _coordinate(self, dim, index):
+        values = self.prepared.labels.coords.get(dim)
+        return str(index) if values is None else str(np.asarray(values)[index])
+
+    def save(self, path) -> None:
+        """Write everything to one NetCDF file; :func:`bayeskit.load` reads it back unchanged.
+
+        The file also has the groups of :meth:`to_datatree` but for the draws, so that any NetCDF
+        reader can use it.
+        """
+        from bayeskit import storage
+
+        storage.save(self, path)
+
+    def __repr__(self):
+        status = self.convergence
+        batch = "" if self.batch is None else f", batch of {self.batch}"
+        lines = [
+            f"{type(self).__name__}({type(self.model).__name__} by {self.method!r}{batch})",
+            *(f"  {site}: {np.asarray(value).shape}" for site, value in self.mean.items()),
+        ]
+        if self.batch is None:
+            evidence = "" if self.log_evidence is None else f"log evidence {self.log_evidence:.6g}, "
+            lines.append(f"  {evidence}{status.iterations} iterations, {status.reason}")
+        else:
+            lines.append(f"  {int(np.sum(status.converged))} of {self.batch} converged")
+        return "\n".join(lines)
+
+
+def _split_complex(array):
+    array = np.asarray(array)
+    return np.stack([array.real, array.imag], axis=-1) if np.iscomplexobj(array) else array
