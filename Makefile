@@ -1,0 +1,74 @@
+# Needs Python 3.11 or newer, pip and make. Everything is installed and cached inside the checkout.
+#
+#   make quickstart   install, then fit real data: figures, trees and a summary in quickstart-output/
+#   make test         install, then run the tests
+#   make test-full    the whole matrix of tests
+#   make lint types docs benchmarks clean
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+CACHE := $(VENV)/cache
+
+export XDG_CACHE_HOME := $(CACHE)
+export PIP_CACHE_DIR := $(CACHE)/pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export MPLBACKEND := Agg
+export PYRIGHT_PYTHON_CACHE_DIR := $(CACHE)/pyright
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export IPYTHONDIR := $(CACHE)/ipython
+export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
+export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
+
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --basetemp=$(VENV)/pytest
+
+.PHONY: quickstart test test-full lint types docs benchmarks clean
+.NOTPARALLEL:
+
+quickstart: $(VENV)/installed
+	@$(BIN)/bayeskit quickstart
+
+test: $(VENV)/installed-tests
+	@$(PYTEST) -m "not full"
+
+test-full: $(VENV)/installed-tests
+	@$(PYTEST) -m ""
+
+lint: $(VENV)/installed-lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-lint
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/installed-docs
+	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+benchmarks: $(VENV)/installed-benchmarks
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv docs/_build docs/jupyter_execute quickstart-output dist \
+	    .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp file stands for a finished installation, so that a second run installs nothing. Dependency
+# groups need pip 25.1, newer than the one that many Pythons put into a virtual environment.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "bayeskit needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/installed: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-%: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --quiet --group $* --editable .
+	@touch $@

@@ -1,0 +1,19 @@
+"""Real data and simulators with known truth.
+
+Everything is NumPy, float64 or complex128, and nothing is downloaded. The same key always gives
+the same data.
+"""
+
+from bayeskit.datasets.images import CompressiveImage, compressive_image, mri_slice
+from bayeskit.datasets.irs import IRSChannelSounding, irs_mimo
+from bayeskit.datasets.sparse import KroneckerSparse, kronecker_sparse
+
+__all__ = [
+    "CompressiveImage",
+    "IRSChannelSounding",
+    "KroneckerSparse",
+    "compressive_image",
+    "irs_mimo",
+    "kronecker_sparse",
+    "mri_slice",
+]

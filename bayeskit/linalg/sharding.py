@@ -1,0 +1,152 @@
+"""Meshes of devices, and constraints that keep a tensor spread over the mesh it lives on."""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Inexact, Shaped
+
+
+def make_mesh(shape: Sequence[int], names: Sequence[str]) -> Mesh:
+    """Make a mesh of devices whose axes are all of type ``Auto``.
+
+    JAX's own default type is ``Explicit``, under which factorisations and scans over a
+    distributed axis raise.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Devices along each axis of the mesh.
+    names : sequence of str
+        One for each axis.
+
+    Returns
+    -------
+    jax.sharding.Mesh
+
+    Raises
+    ------
+    ValueError
+        If there are not as many names as axes, or more devices asked for than there are.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from bayeskit.linalg import make_mesh
+    >>> mesh = make_mesh((1,), ("rows",))
+    >>> mesh.axis_names
+    ('rows',)
+    """
+    shape, names = tuple(shape), tuple(names)
+    if len(shape) != len(names) or not shape:
+        raise ValueError(f"names has {len(names)} entries; expected one for each axis of {shape}")
+    wanted = 1
+    for size in shape:
+        wanted *= size
+    if not 1 <= wanted <= jax.device_count():
+        raise ValueError(
+            f"shape {shape} asks for {wanted} devices; expected between 1 and the "
+            f"{jax.device_count()} that JAX sees"
+        )
+    devices = jax.devices()[:wanted]
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+
+
+def mesh_of(tensor: Shaped[Array, "..."]):
+    """Return the mesh of several devices that a tensor lives on, or ``None``, inside ``jit`` too.
+
+    Raises
+    ------
+    TypeError
+        If the mesh has axes of type ``Explicit``.
+    """
+    mesh = jax.typeof(tensor).sharding.mesh
+    if mesh.empty or mesh.size == 1:
+        return None
+    if AxisType.Explicit in mesh.axis_types:
+        raise TypeError(
+            "the tensor lives on a mesh with Explicit axes; expected Auto axes: convert it with "
+            "bayeskit.linalg.to_auto_mesh before any jit"
+        )
+    return mesh
+
+
+def shard_along(tensor: Inexact[Array, "..."], axis: int) -> Inexact[Array, "..."]:
+    """Distribute one axis of a tensor over the whole mesh that the tensor lives on.
+
+    The mesh is found from the value itself, inside ``jit`` too, so that no function needs a mesh
+    argument.
+
+    Parameters
+    ----------
+    tensor : array (...)
+    axis : int
+
+    Returns
+    -------
+    array (...)
+        The tensor as it came where there is no mesh.
+
+    Raises
+    ------
+    TypeError
+        If the mesh has axes of type ``Explicit``; see `to_auto_mesh`.
+
+    Notes
+    -----
+    At most one all-to-all. Outside ``jit`` JAX splits evenly or not at all: an axis whose length
+    the number of devices does not divide stays as it is there.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bayeskit.linalg import shard_along
+    >>> shard_along(jnp.ones((4, 3)), axis=0).shape
+    (4, 3)
+    """
+    mesh = mesh_of(tensor)
+    traced = isinstance(tensor, jax.core.Tracer)
+    if mesh is None or (not traced and tensor.shape[axis] % mesh.size):
+        return tensor
+    spec = [None] * tensor.ndim
+    spec[axis] = tuple(mesh.axis_names)
+    return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def to_auto_mesh(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Move an array from a mesh with Explicit axes to the same devices' mesh with Auto axes.
+
+    Parameters
+    ----------
+    array : array (...)
+
+    Returns
+    -------
+    array (...)
+        With the same shard on the same device; the array itself where no axis is Explicit.
+
+    Raises
+    ------
+    TypeError
+        If the array is being traced: the type of its mesh is fixed before ``jit``.
+
+    Notes
+    -----
+    Moves no data.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from bayeskit.linalg import to_auto_mesh
+    >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    >>> spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    >>> to_auto_mesh(jax.device_put(jnp.ones(4), spec)).sharding.mesh.axis_types
+    (Auto,)
+    """
+    if AxisType.Explicit not in jax.typeof(array).sharding.mesh.axis_types:
+        return array
+    if isinstance(array, jax.core.Tracer):
+        raise TypeError("array is traced on an Explicit mesh; expected to_auto_mesh before any jit")
+    mesh = array.sharding.mesh
+    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    return jax.device_put(array, NamedSharding(auto, array.sharding.spec))

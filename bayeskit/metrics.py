@@ -1,0 +1,279 @@
+"""Scores of estimates against a known truth.
+
+All take NumPy or JAX arrays, the truth first, compute in double precision and return a ``float``.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex, Inexact
+
+from bayeskit._random import numpy_generator
+
+
+def nmse(truth: Any, estimate: Any) -> float:
+    """Normalised mean squared error, ``‖estimate − truth‖² / ‖truth‖²``.
+
+    Parameters
+    ----------
+    truth, estimate : array (...)
+        Of the same shape, real or complex.
+
+    Returns
+    -------
+    float
+        0 is perfect, 1 is what an estimate of zero gets.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, an entry is not finite, or the truth is zero.
+
+    Examples
+    --------
+    >>> nmse([3.0, 4.0], [3.0, 3.0])
+    0.04
+    """
+    truth, estimate = _pair("truth", truth, "estimate", estimate)
+    power = _power(truth)
+    if power == 0:
+        raise ValueError("truth: got only zeros; expected a non-zero array to normalise by")
+    return float(_power(estimate - truth) / power)
+
+
+def channel_nmse(channels_true: Any, channels_estimated: Any) -> float:
+    """Normalised mean squared error of channel matrices, averaged over surface patterns.
+
+    Parameters
+    ----------
+    channels_true, channels_estimated : array (patterns, receive_antennas, transmit_antennas)
+
+    Returns
+    -------
+    float
+        Mean over patterns of ``‖Ĉ_k − C_k‖² / ‖C_k‖²``, Frobenius norms.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or are not three-dimensional, an entry is not finite, or a true channel
+        is zero.
+
+    References
+    ----------
+    He and Joseph, IEEE Transactions on Signal Processing, 2024 (arXiv:2307.14719).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> channels = np.ones((2, 4, 3))
+    >>> channel_nmse(channels, np.stack([channels[0], 0 * channels[1]]))
+    0.5
+    """
+    channels_true, channels_estimated = _channels(channels_true, channels_estimated)
+    power = np.sum(np.abs(channels_true) ** 2, axis=(1, 2))
+    error = np.sum(np.abs(channels_estimated - channels_true) ** 2, axis=(1, 2))
+    return float(np.mean(error / power))
+
+
+def symbol_error_rate(
+    channels_true: Any,
+    channels_estimated: Any,
+    snr_db: float,
+    key: Any,
+    *,
+    num_symbols: int = 100_000,
+) -> float:
+    """Simulate data transmission with beams chosen from estimated channels.
+
+    For each pattern the transmitter sends QPSK symbols s along the leading right singular vector p
+    of the estimate, and the receiver combines with the leading left one w. It decides for the
+    symbol nearest to ``wᴴ (C p s) + noise`` among those predicted by the estimate, ``wᴴ Ĉ p s``.
+    The noise variance is the power received through the true channel, ``|wᴴ C p|²``, over the
+    signal-to-noise ratio, so a perfect estimate has the textbook QPSK error rate.
+
+    Parameters
+    ----------
+    channels_true, channels_estimated : array (patterns, receive_antennas, transmit_antennas)
+    snr_db : float
+        In decibels, after combining.
+    key : int or JAX key
+        For symbols and noise.
+    num_symbols : int
+        Symbols sent for each pattern.
+
+    Returns
+    -------
+    float
+        Fraction of wrong decisions over all patterns.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or are not three-dimensional, an entry is not finite, a true channel is
+        zero, or ``num_symbols`` is below one.
+
+    References
+    ----------
+    He and Joseph, IEEE Transactions on Signal Processing, 2024 (arXiv:2307.14719).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> channels = np.ones((1, 4, 3), dtype=complex)
+    >>> symbol_error_rate(channels, channels, 20.0, key=0)
+    0.0
+    """
+    channels_true, channels_estimated = _channels(channels_true, channels_estimated)
+    if num_symbols < 1:
+        raise ValueError(f"num_symbols: got {num_symbols}; expected at least 1")
+    if math.isnan(snr_db):
+        raise ValueError("snr_db: got nan; expected a number of decibels")
+    rng = numpy_generator(key)
+
+    left, values, right = np.linalg.svd(channels_estimated, full_matrices=False)
+    combiner, precoder = left[:, :, 0].conj(), right[:, 0, :].conj()
+    gain = np.einsum("kr,krt,kt->k", combiner, channels_true, precoder)
+    predicted_gain = values[:, 0]  # wᴴ Ĉ p is the singular value itself: real, not negative
+    noise_deviation = np.abs(gain) * 10 ** (-snr_db / 20)
+
+    size = (len(gain), num_symbols)
+    sent = _quarters(rng, size)
+    noise = (rng.standard_normal(size) + 1j * rng.standard_normal(size)) / math.sqrt(2)
+    received = gain[:, None] * sent + noise_deviation[:, None] * noise
+    # The four symbols have equal modulus: the nearest one lies in the same quadrant. A prediction
+    # of zero tells the receiver nothing, and its decision is then always the same symbol.
+    received *= predicted_gain[:, None] > 0
+    wrong = ((received.real < 0) != (sent.real < 0)) | ((received.imag < 0) != (sent.imag < 0))
+    return float(np.mean(wrong))
+
+
+def psnr(image: Any, estimate: Any, data_range: float = 1.0) -> float:
+    """Peak signal-to-noise ratio, ``10 log₁₀(data_range² / mean squared error)``.
+
+    Parameters
+    ----------
+    image, estimate : array (...)
+        Of the same shape, real.
+    data_range : float
+        Largest possible difference of two pixels.
+
+    Returns
+    -------
+    float
+        In decibels; ``inf`` if the two are equal.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, an entry is not finite, or ``data_range`` is not positive.
+
+    Examples
+    --------
+    >>> round(psnr([0.0, 1.0], [0.1, 0.9]), 6)
+    20.0
+    """
+    image, estimate = _pair("image", image, "estimate", estimate)
+    if not 0 < data_range < math.inf:
+        raise ValueError(f"data_range: got {data_range}; expected a positive number")
+    error = float(np.mean(np.abs(estimate - image) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+
+
+def support_recovery_rate(truth: Any, estimate: Any, *, threshold: float = 1e-3) -> float:
+    """Agreement of two supports: the size of their intersection over that of their union.
+
+    Parameters
+    ----------
+    truth : array (...)
+        Its support is where it is not zero.
+    estimate : array (...)
+        Its support is where its modulus exceeds ``threshold`` times its largest; a boolean array
+        is taken as the support itself.
+    threshold : float
+        In [0, 1).
+
+    Returns
+    -------
+    float
+        From 0 to 1; 1 if both supports are empty.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, an entry is not finite, or ``threshold`` is out of range.
+
+    References
+    ----------
+    He and Joseph, IEEE Transactions on Signal Processing, 2024 (arXiv:2307.14719), with the
+    amplitude threshold of the authors' experiments.
+
+    Examples
+    --------
+    >>> support_recovery_rate([1.0, 0.0, 2.0], [1.1, 0.1, 0.0])
+    0.3333333333333333
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: got {threshold}; expected a number in [0, 1)")
+    truth, estimate = _pair("truth", truth, "estimate", estimate)
+    modulus = np.abs(estimate)
+    found = modulus > threshold * modulus.max(initial=0.0)
+    true = truth != 0
+    union = np.count_nonzero(found | true)
+    return float(np.count_nonzero(found & true) / union) if union else 1.0
+
+
+def _power(array):
+    return np.sum(np.abs(array) ** 2)
+
+
+def _pair(
+    first_name: str, first: Any, second_name: str, second: Any
+) -> tuple[Inexact[np.ndarray, "..."], Inexact[np.ndarray, "..."]]:
+    first, second = _double(first_name, first), _double(second_name, second)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{second_name}: got shape {second.shape}; expected {first.shape}, that of {first_name}"
+        )
+    if first.size == 0:
+        raise ValueError(f"{first_name}: got no entries (shape {first.shape})")
+    return first, second
+
+
+def _double(name, array):
+    array = np.asarray(array)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name}: got dtype {array.dtype}; expected numbers")
+    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        first = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{name}: got {len(bad)} non-finite entries, the first at {first}")
+    return array
+
+
+def _channels(
+    channels_true: Any, channels_estimated: Any
+) -> tuple[
+    Complex[np.ndarray, "patterns receive transmit"],
+    Complex[np.ndarray, "patterns receive transmit"],
+]:
+    true, estimated = _pair(
+        "channels_true", channels_true, "channels_estimated", channels_estimated
+    )
+    if true.ndim != 3:
+        raise ValueError(
+            f"channels_true: got shape {true.shape}; expected (patterns, receive_antennas, "
+            "transmit_antennas)"
+        )
+    silent = ~true.any(axis=(1, 2))
+    if silent.any():
+        raise ValueError(f"channels_true: the channel of pattern {silent.argmax()} is zero")
+    return true.astype(np.complex128), estimated.astype(np.complex128)
+
+
+def _quarters(rng, size):
+    """QPSK symbols of unit power, uniformly."""
+    signs = 2.0 * rng.integers(0, 2, (2, *size)) - 1.0
+    return (signs[0] + 1j * signs[1]) / math.sqrt(2)

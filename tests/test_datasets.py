@@ -1,0 +1,276 @@
+"""Simulators against dense algebra and against physics; the real image against its facts."""
+
+import doctest
+import functools
+import importlib
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from bayeskit import datasets
+from bayeskit.datasets import irs
+
+
+def dense(dictionaries):
+    return functools.reduce(np.kron, dictionaries)
+
+
+@pytest.mark.parametrize("module", ["sparse", "irs", "images"])
+def test_documented_examples_run(module):
+    results = doctest.testmod(importlib.import_module(f"bayeskit.datasets.{module}"))
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("complex_valued", [False, True])
+@pytest.mark.parametrize("rank_one", [False, True])
+def test_noiseless_measurements_equal_dense_kronecker_product(complex_valued, rank_one):
+    problem = datasets.kronecker_sparse(
+        3,
+        shape=(4, 7, 2),
+        atoms=(6, 5, 3),
+        nonzeros=(2, 3, 1),
+        snr_db=math.inf,
+        rank_one=rank_one,
+        complex=complex_valued,
+    )
+    expected = dense(problem.dictionaries) @ problem.coefficients.ravel()
+    assert np.iscomplexobj(problem.measurements) == complex_valued
+    assert problem.noise_variance == 0.0
+    np.testing.assert_allclose(problem.measurements.ravel(), expected, rtol=0, atol=1e-12)
+
+
+def test_nonzeros_are_the_product_of_the_supports():
+    problem = datasets.kronecker_sparse(1, nonzeros=(2, 3, 4))
+    indicator = np.zeros(problem.coefficients.shape, bool)
+    indicator[np.ix_(*problem.support)] = True
+    np.testing.assert_array_equal(problem.coefficients != 0, indicator)
+    assert indicator.sum() == 24
+
+
+@pytest.mark.parametrize(("rank_one", "rank"), [(True, 1), (False, 3)])
+def test_rank_of_the_coefficients(rank_one, rank):
+    coefficients = datasets.kronecker_sparse(0, rank_one=rank_one).coefficients
+    for axis in range(3):
+        unfolded = np.moveaxis(coefficients, axis, 0).reshape(15, -1)
+        assert np.linalg.matrix_rank(unfolded) == rank
+
+
+@pytest.mark.parametrize("complex_valued", [False, True])
+def test_noise_has_the_stated_variance(complex_valued):
+    arguments = {"shape": (40, 40), "atoms": (5, 5), "nonzeros": (2, 2), "complex": complex_valued}
+    noisy = datasets.kronecker_sparse(5, snr_db=10.0, **arguments)
+    clean = datasets.kronecker_sparse(5, snr_db=math.inf, **arguments)
+    signal = np.mean(np.abs(clean.measurements) ** 2)
+    assert noisy.noise_variance == pytest.approx(signal / 10)
+    noise = noisy.measurements - clean.measurements
+    ratio = np.mean(np.abs(noise) ** 2) / noisy.noise_variance
+    assert ratio == pytest.approx(1, abs=5 * math.sqrt(2 / 1600))
+
+
+@pytest.mark.parametrize("complex_valued", [False, True])
+def test_oracle_equals_dense_least_squares_on_the_support(complex_valued):
+    problem = datasets.kronecker_sparse(2, complex=complex_valued)
+    flat = np.flatnonzero(problem.coefficients)
+    columns = dense(problem.dictionaries)[:, flat]
+    expected = np.zeros(problem.coefficients.size, columns.dtype)
+    expected[flat] = np.linalg.lstsq(columns, problem.measurements.ravel(), rcond=None)[0]
+    np.testing.assert_allclose(problem.oracle().ravel(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "simulate",
+    [
+        datasets.kronecker_sparse,
+        datasets.irs_mimo,
+        functools.partial(datasets.compressive_image, size=16),
+    ],
+)
+def test_key_determines_the_data_whatever_its_kind_and_the_precision_flag(simulate):
+    first = simulate(7)
+    same = [simulate(7), simulate(jax.random.key(7)), simulate(jax.random.PRNGKey(7))]
+    with jax.enable_x64(True):
+        same.append(simulate(jax.random.key(7)))
+    for other in same:
+        np.testing.assert_array_equal(first.measurements, other.measurements)
+    assert not np.allclose(first.measurements, simulate(8).measurements)
+    assert first.measurements.dtype in (np.float64, np.complex128)
+
+
+@pytest.mark.parametrize(
+    ("key", "error"),
+    [
+        (None, TypeError),
+        (True, TypeError),
+        (0.5, TypeError),
+        (-1, ValueError),
+        (jax.random.split(jax.random.key(0), 2), ValueError),
+    ],
+)
+def test_a_key_of_another_kind_is_refused(key, error):
+    with pytest.raises(error, match="key: got"):
+        datasets.kronecker_sparse(key)
+
+
+SMALL_IRS = {
+    "mobile_antennas": 3,
+    "base_antennas": 5,
+    "irs_elements": 16,
+    "grid": 7,
+    "pilots": 2,
+    "patterns": 4,
+    "spread": 2,
+}
+
+
+@pytest.mark.parametrize("arguments", [SMALL_IRS, SMALL_IRS | {"spread": 7}])
+def test_irs_measurements_equal_dense_kronecker_product(arguments):
+    problem = datasets.irs_mimo(4, snr_db=math.inf, **arguments)
+    expected = dense(problem.dictionaries) @ problem.coefficients.ravel()
+    error = np.abs(problem.measurements.ravel() - expected).max()
+    assert error <= 1e-12 * np.abs(expected).max()
+
+
+def test_irs_default_sizes_and_sparsity_are_the_papers():
+    problem = datasets.irs_mimo(0, snr_db=math.inf)
+    assert [d.shape for d in problem.dictionaries] == [(6, 18), (3, 18), (16, 18)]
+    assert problem.measurements.shape == (6, 3, 16)
+    nonzeros = [len(np.unique(index)) for index in np.nonzero(problem.coefficients)]
+    assert nonzeros == [3, 1, 3]
+    recovered = problem.channel_estimate(problem.coefficients)
+    np.testing.assert_allclose(recovered, problem.channels, rtol=1e-11, atol=1e-12)
+
+
+def test_irs_measurements_are_pilots_sent_through_the_true_channels():
+    # With as many pilots as antennas the pilots follow from the dictionary: D = Xᵀ conj(A).
+    problem = datasets.irs_mimo(1, snr_db=math.inf, pilots=6, offset=0.3)
+    pilots = (problem.dictionaries[1] @ np.linalg.pinv(problem.channel_factors[1])).T
+    np.testing.assert_allclose(np.abs(pilots), 1 / np.sqrt(6), rtol=1e-10)  # QPSK, unit power
+    received = np.einsum("kbm,mp->kpb", problem.channels, pilots)
+    np.testing.assert_allclose(problem.measurements, received, rtol=0, atol=1e-10)
+
+
+def test_irs_channels_have_one_path_into_the_mobile_side():
+    channels = datasets.irs_mimo(6).channels
+    for channel in channels:
+        values = np.linalg.svd(channel, compute_uv=False)
+        assert values[1] <= 1e-12 * values[0]
+
+
+def test_an_offset_of_one_bin_moves_the_coefficients_by_one():
+    """Off-grid physics, checked where it comes back to the grid."""
+    on_grid = datasets.irs_mimo(9, snr_db=math.inf)
+    shifted = datasets.irs_mimo(9, snr_db=math.inf, offset=1.0)
+    assert shifted.coefficients is None
+    moved = np.roll(on_grid.coefficients, (1, 1, 1), axis=(0, 1, 2))
+    np.testing.assert_allclose(
+        shifted.channel_estimate(moved), shifted.channels, rtol=1e-10, atol=1e-11
+    )
+
+
+def test_half_a_bin_off_no_grid_angle_explains_the_channel():
+    problem = datasets.irs_mimo(9, snr_db=math.inf, offset=0.5, spread=1)
+    base = problem.channel_factors[2]
+    response = np.linalg.svd(problem.channels[0])[0][:, 0]
+    nearest = np.abs(base.conj().T @ response).max()
+    antennas, grid = base.shape
+    dirichlet = math.sin(math.pi * antennas / 2 / grid) / math.sin(math.pi / 2 / grid) / antennas
+    assert nearest == pytest.approx(dirichlet, rel=1e-10)  # 0.706 at 16 antennas and 18 angles
+
+
+def test_a_sounding_key_shares_dictionaries_between_channels():
+    first, second = (datasets.irs_mimo(key, sounding_key=100) for key in (0, 1))
+    for left, right in zip(first.dictionaries, second.dictionaries, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert not np.allclose(first.channels, second.channels)
+
+
+@pytest.mark.parametrize("sounding_key", [None, 3])
+def test_blocked_channels_are_drawn_again(monkeypatch, sounding_key):
+    arguments = SMALL_IRS | {"snr_db": math.inf, "sounding_key": sounding_key}
+    before = datasets.irs_mimo(0, **arguments)
+    weakest = np.linalg.norm(before.channels, axis=(1, 2)).min()
+    monkeypatch.setattr(irs, "_WEAKEST_CHANNEL", 1.1 * weakest)
+    after = datasets.irs_mimo(0, **arguments)
+    assert np.linalg.norm(after.channels, axis=(1, 2)).min() >= 1.1 * weakest
+    np.testing.assert_allclose(after.channel_estimate(after.coefficients), after.channels)
+    shared = np.array_equal(before.dictionaries[0], after.dictionaries[0])
+    assert shared == (sounding_key is not None)
+
+
+def test_channels_that_never_get_through_are_reported(monkeypatch):
+    monkeypatch.setattr(irs, "_WEAKEST_CHANNEL", math.inf)
+    monkeypatch.setattr(irs, "_MAX_REDRAWS", 3)
+    with pytest.raises(ValueError, match="irs_elements: with 16 no channel was found in 3 draws"):
+        datasets.irs_mimo(0, **SMALL_IRS)
+
+
+def test_mri_slice_is_the_real_image():
+    image = datasets.mri_slice()
+    assert image.shape == (256, 256)
+    assert image.dtype == np.float64
+    assert image.min() == 0.0
+    assert image.max() == 1.0
+    assert len(np.unique(image)) > 100
+    # Neighbouring pixels agree as they do in pictures; a wrong byte order or shape breaks this.
+    assert np.corrcoef(image[:, 1:].ravel(), image[:, :-1].ravel())[0, 1] > 0.9
+    assert np.corrcoef(image[1:].ravel(), image[:-1].ravel())[0, 1] > 0.9
+
+
+def test_compressive_measurements_equal_dense_kronecker_product():
+    problem = datasets.compressive_image(0, size=16, fraction=0.5, snr_db=math.inf)
+    assert problem.measurements.shape == (11, 11)
+    expected = dense(problem.dictionaries) @ problem.coefficients.ravel()
+    np.testing.assert_allclose(problem.measurements.ravel(), expected, rtol=0, atol=1e-12)
+
+
+def test_the_cosine_basis_is_orthonormal_and_reconstructs_batches():
+    problem = datasets.compressive_image(0, size=16)
+    for basis in problem.basis:
+        np.testing.assert_allclose(basis.T @ basis, np.eye(16), atol=1e-14)
+    batch = np.stack([problem.coefficients, 2 * problem.coefficients])[None]
+    np.testing.assert_allclose(
+        problem.reconstruct(batch), np.stack([problem.image, 2 * problem.image])[None], atol=1e-13
+    )
+
+
+def test_reduction_to_a_size_takes_block_means():
+    image = np.arange(36.0).reshape(6, 6)
+    reduced = datasets.compressive_image(0, image=image, size=3).image
+    np.testing.assert_allclose(reduced[0, 0], np.mean([0, 1, 6, 7]))
+    np.testing.assert_allclose(reduced.mean(), image.mean())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: datasets.kronecker_sparse(0, shape=()), "shape: got no axis"),
+        (lambda: datasets.kronecker_sparse(0, shape=(8, 12)), "atoms: got 3 numbers"),
+        (lambda: datasets.kronecker_sparse(0, atoms=(15, 0, 15)), "atoms: got"),
+        (lambda: datasets.kronecker_sparse(0, nonzeros=(3, 3, 16)), "at most atoms"),
+        (lambda: datasets.kronecker_sparse(0, snr_db=math.nan), "snr_db: got nan"),
+        (lambda: datasets.irs_mimo(0, pilots=0), "pilots: got 0"),
+        (lambda: datasets.irs_mimo(0, spread=19), "spread: got 19; expected at most grid=18"),
+        (lambda: datasets.irs_mimo(0, offset=math.inf), "offset: got inf"),
+        (
+            lambda: datasets.irs_mimo(0).channel_estimate(np.zeros((18, 18))),
+            r"coefficients: got shape \(18, 18\); expected \(..., 18, 18, 18\)",
+        ),
+        (lambda: datasets.compressive_image(0, fraction=1.5), "fraction: got 1.5"),
+        (lambda: datasets.compressive_image(0, size=100), "size: got 100; expected a divisor"),
+        (lambda: datasets.compressive_image(0, image=np.zeros((4, 8))), "expected a square"),
+        (
+            lambda: datasets.compressive_image(0, image=np.full((4, 4), np.nan), size=4),
+            r"image: got 16 non-finite pixels, the first at \(0, 0\)",
+        ),
+        (
+            lambda: datasets.compressive_image(0, size=16).reconstruct(np.zeros(16)),
+            "coefficients: got shape",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

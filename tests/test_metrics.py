@@ -1,0 +1,120 @@
+"""Scores against closed forms."""
+
+import doctest
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from bayeskit import metrics
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def complex_gaussian(rng, size):
+    return rng.standard_normal(size) + 1j * rng.standard_normal(size)
+
+
+def test_documented_examples_run():
+    results = doctest.testmod(metrics)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_nmse_of_a_scaled_truth_is_the_squared_relative_error(rng):
+    truth = complex_gaussian(rng, (3, 4))
+    assert metrics.nmse(truth, (1 + 0.1j) * truth) == pytest.approx(0.01)
+    assert metrics.nmse(1e8 * truth, 0 * truth) == pytest.approx(1.0)
+    assert metrics.nmse(jnp.ones(3, jnp.float32), np.ones(3)) == 0.0
+
+
+def test_channel_nmse_weighs_patterns_equally(rng):
+    channels = complex_gaussian(rng, (2, 4, 3)) * np.array([1.0, 1e6])[:, None, None]
+    factors = np.array([1.2, 1.4])[:, None, None]
+    assert metrics.channel_nmse(channels, factors * channels) == pytest.approx((0.04 + 0.16) / 2)
+
+
+@pytest.mark.parametrize("snr_db", [3.0, 8.0])
+def test_symbol_error_rate_of_the_true_channel_is_the_textbook_qpsk_rate(rng, snr_db):
+    channels = complex_gaussian(rng, (4, 5, 3))
+    q = scipy.stats.norm.sf(math.sqrt(10 ** (snr_db / 10)))
+    expected = 2 * q - q**2
+    rate = metrics.symbol_error_rate(channels, channels, snr_db, 1, num_symbols=50_000)
+    assert rate == pytest.approx(expected, abs=4.5 * math.sqrt(expected / 200_000))
+    assert rate == metrics.symbol_error_rate(channels, channels, snr_db, 1, num_symbols=50_000)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "rate"), [(0, 0.0), (30, 0.0), (-30, 0.0), (60, 1.0), (90, 1.0), (180, 1.0)]
+)
+def test_without_noise_a_phase_error_matters_beyond_half_a_quadrant(rng, degrees, rate):
+    channels = complex_gaussian(rng, (2, 4, 3))
+    turned = 3.0 * np.exp(1j * np.radians(degrees)) * channels
+    snr_db = math.inf
+    assert metrics.symbol_error_rate(channels, turned, snr_db, 0, num_symbols=200) == rate
+
+
+def test_an_estimate_of_zero_guesses_one_symbol_in_four(rng):
+    channels = complex_gaussian(rng, (1, 4, 3))
+    rate = metrics.symbol_error_rate(channels, 0 * channels, 20.0, 0, num_symbols=40_000)
+    assert rate == pytest.approx(0.75, abs=0.01)
+
+
+def test_psnr_of_a_constant_error(rng):
+    image = rng.uniform(size=(5, 6))
+    assert metrics.psnr(image, image + 0.01) == pytest.approx(40.0)
+    assert metrics.psnr(255 * image, 255 * (image + 0.01), data_range=255.0) == pytest.approx(40.0)
+    assert metrics.psnr(image, image) == math.inf
+
+
+def test_support_recovery_rate_counts_intersection_over_union():
+    truth = np.array([1.0, 1.0, 0.0, 0.0])
+    assert metrics.support_recovery_rate(truth, np.array([2.0, 0.0, 2.0, 1e-6])) == 1 / 3
+    assert metrics.support_recovery_rate(truth, truth.astype(bool)) == 1.0
+    assert metrics.support_recovery_rate(truth, np.zeros(4)) == 0.0
+    assert metrics.support_recovery_rate(np.zeros(4), np.zeros(4)) == 1.0
+    near = np.array([1.0, 1.0, 0.4, 0.0])
+    assert metrics.support_recovery_rate(truth, near, threshold=0.5) == 1.0
+
+
+CHANNEL = np.ones((2, 4, 3), complex)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.nmse(np.ones(3), np.ones(4)), r"estimate: got shape \(4,\); expected \(3"),
+        (lambda: metrics.nmse(np.zeros(3), np.ones(3)), "truth: got only zeros"),
+        (lambda: metrics.nmse(np.ones(0), np.ones(0)), "truth: got no entries"),
+        (
+            lambda: metrics.nmse(np.ones(2), np.array([0.0, np.nan])),
+            r"estimate: got 1 non-finite entries, the first at \(1,\)",
+        ),
+        (lambda: metrics.channel_nmse(CHANNEL, CHANNEL[:1]), "channels_estimated: got shape"),
+        (lambda: metrics.channel_nmse(CHANNEL[0], CHANNEL[0]), "channels_true: got shape"),
+        (lambda: metrics.channel_nmse(0 * CHANNEL, CHANNEL), "pattern 0 is zero"),
+        (
+            lambda: metrics.symbol_error_rate(CHANNEL, CHANNEL, 0.0, 0, num_symbols=0),
+            "num_symbols: got 0",
+        ),
+        (lambda: metrics.symbol_error_rate(CHANNEL, CHANNEL, math.nan, 0), "snr_db: got nan"),
+        (lambda: metrics.psnr(np.ones(2), np.ones(2), data_range=0.0), "data_range: got 0.0"),
+        (
+            lambda: metrics.support_recovery_rate(np.ones(2), np.ones(2), threshold=1.0),
+            "threshold: got 1.0",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_array_of_strings_is_refused():
+    with pytest.raises(TypeError, match="truth: got dtype <U1; expected numbers"):
+        metrics.nmse(np.array(["a"]), np.ones(1))
