@@ -2,9 +2,17 @@
 
 from bayeskit import datasets, inference, linalg, metrics, models
 from bayeskit._version import __version__
-from bayeskit.errors import BayeskitWarning, ConditioningWarning, ConvergenceWarning, PrecisionWarning
+from bayeskit.citations import cite
+from bayeskit.errors import (
+    BayeskitWarning,
+    ConditioningWarning,
+    ConvergenceWarning,
+    PrecisionWarning,
+)
 from bayeskit.inference.driver import infer, infer_batch
-from bayeskit.posterior import Convergence, Posterior, Prediction
+from bayeskit.linalg.sharding import make_mesh
+from bayeskit.posterior import Convergence, Posterior, Prediction, load
+from bayeskit.selection import Selection, select
 
 __all__ = [
     "BayeskitWarning",
@@ -14,12 +22,17 @@ __all__ = [
     "Posterior",
     "PrecisionWarning",
     "Prediction",
+    "Selection",
     "__version__",
+    "cite",
     "datasets",
     "infer",
     "infer_batch",
     "inference",
     "linalg",
+    "load",
+    "make_mesh",
     "metrics",
     "models",
+    "select",
 ]

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,13 +17,29 @@ import xarray as xr
 from arviz_base import from_dict
 
 from bayeskit._version import __version__
+from bayeskit.errors import BayeskitWarning
 from bayeskit.precision import as_key, double_precision, to_host
+from bayeskit.storage import load_fields, same_structure, save_tree, storable
 
 _DRAW_BLOCK = 16
 _SUMMARY_SCALARS = 100
 _SUMMARY_ENTRIES = 20
+# What a file holds; everything else follows from it.
+_STORED = (
+    "model",
+    "data",
+    "method",
+    "approximation",
+    "labels",
+    "log_evidence",
+    "convergence",
+    "trace",
+    "key",
+    "batch",
+)
 
 
+@storable
 class Labels(NamedTuple):
     """Names of the dimensions of every site, coordinates, and the name of what was observed."""
 
@@ -49,6 +66,7 @@ class Prediction(NamedTuple):
     dims: tuple[str, ...]
 
 
+@storable
 @dataclasses.dataclass(frozen=True)
 class Convergence:
     """How a method ended.
@@ -85,6 +103,10 @@ class AbstractApproximation(eqx.Module):
 
     Every function takes the prepared model and data beside it. Dicts are keyed by site.
     """
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        storable(cls)
 
     @property
     def chains(self) -> tuple[int, int] | None:
@@ -130,7 +152,9 @@ def _plugged_in(approximation, model, data):
 
 
 def _draws(approximation, model, data, keys):
-    return jax.lax.map(lambda key: approximation.sample(key, model, data), keys, batch_size=_DRAW_BLOCK)
+    return jax.lax.map(
+        lambda key: approximation.sample(key, model, data), keys, batch_size=_DRAW_BLOCK
+    )
 
 
 def _chain_draws(approximation, model, data, keys):
@@ -161,6 +185,8 @@ class Posterior:
     ----------
     model : AbstractModel
         The user's model, with point estimates of hyper-parameters in its field ``estimates``.
+    data
+        What the model was fitted to, as it was given.
     method : AbstractMethod
     log_evidence : float or array (batch,) or None
         Log marginal likelihood given the estimates, a bound on it, or ``None`` where the method
@@ -168,7 +194,21 @@ class Posterior:
     convergence : Convergence
     """
 
-    def __init__(self, *, model, method, approximation, prepared, log_evidence, convergence, trace, key, batch):
+    def __init__(
+        self,
+        *,
+        model,
+        data,
+        method,
+        approximation,
+        prepared,
+        log_evidence,
+        convergence,
+        trace,
+        key,
+        batch,
+    ):
+        self.data = data
         self.method = method
         self.approximation = approximation
         self.prepared = prepared
@@ -181,11 +221,23 @@ class Posterior:
         estimates = self._call(_plugged_in)
         self.model = model.with_estimates(estimates) if batch is None else model
 
+    @property
+    def labels(self) -> Labels:
+        """Names and coordinates of dimensions."""
+        return self.prepared.labels
+
     def _call(self, function, *rest):
         with double_precision():
             prepared = self.prepared
             return to_host(
-                _evaluate(function, self.approximation, prepared.model, prepared.data, self.batch is not None, *rest)
+                _evaluate(
+                    function,
+                    self.approximation,
+                    prepared.model,
+                    prepared.data,
+                    self.batch is not None,
+                    *rest,
+                )
             )
 
     @property
@@ -254,7 +306,8 @@ class Posterior:
         if self.batch is not None:
             raise TypeError("loo is for one data set; index the batch's data and fit it alone")
         if self._chains is not None:
-            return azs.loo(self.to_datatree(sites=()), pointwise=True)
+            efficiency = float(self.convergence.min_ess) / math.prod(self._chains)
+            return azs.loo(self.to_datatree(sites=()), pointwise=True, reff=min(efficiency, 1.0))
         left_out, inside = (np.asarray(part) for part in self._call(_log_predictive))
         name = self.prepared.labels.observed
         dims = self.prepared.labels.dims[name]
@@ -274,7 +327,9 @@ class Posterior:
             pareto_k=xr.zeros_like(pointwise),
         )
 
-    def to_datatree(self, num_draws: int = 1000, key=None, sites: Sequence[str] | None = None, max_bytes=2e9):
+    def to_datatree(
+        self, num_draws: int = 1000, key=None, sites: Sequence[str] | None = None, max_bytes=2e9
+    ):
         """The result as an ``xarray.DataTree`` in the ArviZ schema.
 
         Parameters
@@ -350,7 +405,11 @@ class Posterior:
             return {}
         with double_precision():
             if key is None:
-                base = jax.random.key(0) if self.key is None else jax.random.wrap_key_data(jnp.asarray(self.key))
+                base = (
+                    jax.random.key(0)
+                    if self.key is None
+                    else jax.random.wrap_key_data(jnp.asarray(self.key))
+                )
                 key = jax.random.fold_in(base, 1)
             key = as_key(key, "draws are random")
             if self._chains is not None:
@@ -426,10 +485,11 @@ class Posterior:
         }
 
     def summary(self, sites: Sequence[str] | None = None):
-        """A table of means, standard deviations and 90 % intervals.
+        """A table of means and standard deviations.
 
         Sites of up to 100 numbers are listed whole, with R-hat and effective sample size where
-        they were sampled by chains. Of a larger site the 20 entries with the largest
+        they were sampled by chains; the column ``plugged_in`` marks point estimates, whose own
+        uncertainty (zero here) is not in the result. Of a larger site the 20 entries with the largest
         ``|mean| / sd`` are listed, and ``table.attrs["large_sites"]`` has its size, norm and mean
         variance.
 
@@ -440,7 +500,9 @@ class Posterior:
         import pandas as pd
 
         if self.batch is not None:
-            raise TypeError("summary is for one data set; use mean, variance and convergence of the batch")
+            raise TypeError(
+                "summary is for one data set; use mean, variance and convergence of the batch"
+            )
         mean, variance = self.mean, self.variance
         wanted = list(mean) if sites is None else list(sites)
         unknown = [name for name in wanted if name not in mean]
@@ -455,15 +517,22 @@ class Posterior:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     score = np.nan_to_num(np.abs(center) / spread, nan=0.0)
                 order = np.argsort(-score, axis=None, kind="stable")[:_SUMMARY_ENTRIES]
-                indices = [tuple(int(i) for i in np.unravel_index(flat, center.shape)) for flat in order]
+                indices = [
+                    tuple(int(i) for i in np.unravel_index(flat, center.shape)) for flat in order
+                ]
                 large[site] = {
                     "size": int(center.size),
                     "norm": float(np.linalg.norm(center)),
                     "mean_variance": float(np.mean(variance[site])),
                 }
             for index in indices:
-                label = ", ".join(self._coordinate(dim, i) for dim, i in zip(names, index, strict=True))
-                rows[f"{site}[{label}]" if label else site] = {"mean": center[index], "sd": float(spread[index])}
+                label = ", ".join(
+                    self._coordinate(dim, i) for dim, i in zip(names, index, strict=True)
+                )
+                rows[f"{site}[{label}]" if label else site] = {
+                    "mean": center[index],
+                    "sd": float(spread[index]),
+                }
         table = pd.DataFrame.from_dict(rows, orient="index")
         diagnostics = self.trace.get("diagnostics", {})
         for column in ("rhat", "ess_bulk"):
@@ -476,6 +545,8 @@ class Posterior:
             }
             if values:
                 table[column] = [values.get(name, np.nan) for name in table.index]
+        plugged_in = self.plugged_in
+        table["plugged_in"] = [name.partition("[")[0] in plugged_in for name in table.index]
         table.attrs["large_sites"] = large
         return table
 
@@ -489,9 +560,8 @@ class Posterior:
         The file also has the groups of :meth:`to_datatree` but for the draws, so that any NetCDF
         reader can use it.
         """
-        from bayeskit import storage
-
-        storage.save(self, path)
+        fields = {name: getattr(self, name) for name in _STORED}
+        save_tree(path, self.to_datatree(sites=()), fields)
 
     def __repr__(self):
         status = self.convergence
@@ -501,7 +571,9 @@ class Posterior:
             *(f"  {site}: {np.asarray(value).shape}" for site, value in self.mean.items()),
         ]
         if self.batch is None:
-            evidence = "" if self.log_evidence is None else f"log evidence {self.log_evidence:.6g}, "
+            evidence = (
+                "" if self.log_evidence is None else f"log evidence {self.log_evidence:.6g}, "
+            )
             lines.append(f"  {evidence}{status.iterations} iterations, {status.reason}")
         else:
             lines.append(f"  {int(np.sum(status.converged))} of {self.batch} converged")
@@ -511,3 +583,39 @@ class Posterior:
 def _split_complex(array):
     array = np.asarray(array)
     return np.stack([array.real, array.imag], axis=-1) if np.iscomplexobj(array) else array
+
+
+def load(path, model=None) -> Posterior:
+    """Read a posterior that :meth:`Posterior.save` wrote.
+
+    Parameters
+    ----------
+    path : path
+    model : AbstractModel, optional
+        The model that was fitted, where it holds code of the user's that a file cannot; checked
+        against the file's structure, shapes and types.
+
+    Returns
+    -------
+    Posterior
+        With the same moments, draws for the same key, and tree.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, was cut short, is no posterior, or ``model`` is another one.
+    """
+    fields = load_fields(path)
+    if model is not None:
+        same_structure(model, fields["model"])
+    else:
+        model = fields["model"]
+    with double_precision(), warnings.catch_warnings():
+        # What there was to warn about was said when the model was fitted.
+        warnings.simplefilter("ignore", BayeskitWarning)
+        prepared = model.prepare(fields["data"], batch=fields["batch"] is not None)
+        fields["approximation"] = jax.tree.map(jnp.asarray, fields["approximation"])
+    labels = fields.pop("labels")
+    return model.posterior_class(
+        **{**fields, "model": model, "prepared": prepared._replace(labels=labels)}
+    )

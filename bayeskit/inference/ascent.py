@@ -30,9 +30,15 @@ def relative_change(new, old):
 
     def change(a, b):
         norm = jnp.linalg.norm(jnp.ravel(a))
-        return jnp.where(norm > 0, jnp.linalg.norm(jnp.ravel(a - b)) / jnp.where(norm > 0, norm, 1.0), 0.0)
+        return jnp.where(
+            norm > 0, jnp.linalg.norm(jnp.ravel(a - b)) / jnp.where(norm > 0, norm, 1.0), 0.0
+        )
 
-    return jnp.max(jnp.stack([change(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]))
+    return jnp.max(
+        jnp.stack(
+            [change(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]
+        )
+    )
 
 
 class _Ascent(AbstractMethod):
@@ -65,8 +71,8 @@ class _Ascent(AbstractMethod):
         dtype = jax.tree.leaves(parameters)[0].dtype
         return AscentState(parameters, jnp.asarray(jnp.inf, dtype))
 
-    def _advance(self, state, updated, objective):
-        change = relative_change(updated, state.parameters)
+    def _advance(self, state, updated, objective, monitored):
+        change = relative_change(monitored(updated), monitored(state.parameters))
         return AscentState(updated, change), AscentRecord(objective, change)
 
     def done(self, state):
@@ -83,7 +89,9 @@ class _Ascent(AbstractMethod):
     def report(self, fit, records, counts):
         lane = int(fit.lane)
         count = int(counts[lane])
-        trace = {name: np.asarray(values)[lane, :count] for name, values in records._asdict().items()}
+        trace = {
+            name: np.asarray(values)[lane, :count] for name, values in records._asdict().items()
+        }
         change = float(trace["change"][-1])
         converged = bool(fit.finite) and change < float(self.tolerance)
         if not bool(fit.finite):
@@ -92,7 +100,12 @@ class _Ascent(AbstractMethod):
             reason = f"relative change {change:.2g} below tolerance {float(self.tolerance):.2g}"
         else:
             reason = f"relative change {change:.2g} after max_iterations={int(self.max_iterations)}"
-        fields = {"converged": converged, "iterations": count, "objective": trace["objective"], "reason": reason}
+        fields = {
+            "converged": converged,
+            "iterations": count,
+            "objective": trace["objective"],
+            "reason": reason,
+        }
         return fields, {"optimization": trace}
 
     def _check_numbers(self):
@@ -130,8 +143,8 @@ class EM(_Ascent):
     max_iterations : int
         Budget of a restart.
     tolerance : float
-        Stop when no array of parameters changes by more than this in a step, relative 2-norm;
-        ``0.0`` makes all steps.
+        Stop when no site that the data determine changes by more than this in a step, relative
+        2-norm; ``0.0`` makes all steps.
     restarts : int
         Starts, the first documented by the model, others random; the best objective is kept.
     prune : float
@@ -143,13 +156,13 @@ class EM(_Ascent):
     --------
     >>> import bayeskit as bk
     >>> bk.inference.EM(m_step="convex", max_iterations=100)
-    EM(m_step='convex', max_iterations=100, tolerance=0.0001, restarts=1, prune=0.0)
+    EM(m_step='convex', max_iterations=100, tolerance=0.001, restarts=1, prune=0.0)
     """
 
     m_step: str | None = eqx.field(static=True)
     prune: float
 
-    def __init__(self, m_step=None, *, max_iterations=500, tolerance=1e-4, restarts=1, prune=0.0):
+    def __init__(self, m_step=None, *, max_iterations=500, tolerance=1e-3, restarts=1, prune=0.0):
         self.m_step = m_step
         self.max_iterations = max_iterations
         self.tolerance = tolerance
@@ -178,7 +191,9 @@ class EM(_Ascent):
 
     def check(self, model):
         if self.m_step is not None and self.m_step not in model.m_steps:
-            raise ValueError(f"m_step={self.m_step!r} is not one of {type(model).__name__}'s: {list(model.m_steps)}")
+            raise ValueError(
+                f"m_step={self.m_step!r} is not one of {type(model).__name__}'s: {list(model.m_steps)}"
+            )
         model.check_em(self)
 
     def init(self, model, data, key, lane, initial):
@@ -187,7 +202,7 @@ class EM(_Ascent):
     def step(self, model, data, state):
         m_step = self.m_step or model.m_steps[0]
         updated, objective = model.em_step(data, state.parameters, m_step, self.prune)
-        return self._advance(state, updated, objective)
+        return self._advance(state, updated, objective, lambda p: model.em_monitored(data, p))
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
@@ -210,10 +225,10 @@ class MessagePassing(_Ascent):
     --------
     >>> import bayeskit as bk
     >>> bk.inference.MessagePassing()
-    MessagePassing(max_iterations=1000, tolerance=0.0001, restarts=1)
+    MessagePassing(max_iterations=500, tolerance=0.001, restarts=1)
     """
 
-    def __init__(self, *, max_iterations=1000, tolerance=1e-4, restarts=1):
+    def __init__(self, *, max_iterations=500, tolerance=1e-3, restarts=1):
         self.max_iterations = max_iterations
         self.tolerance = tolerance
         self.restarts = restarts
@@ -241,7 +256,7 @@ class MessagePassing(_Ascent):
 
     def step(self, model, data, state):
         updated, bound = model.messages_sweep(data, state.parameters)
-        return self._advance(state, updated, bound)
+        return self._advance(state, updated, bound, lambda p: model.messages_monitored(data, p))
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.messages_bound(data, p), states)

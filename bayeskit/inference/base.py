@@ -7,6 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from bayeskit.storage import storable
+
 
 class Fit(NamedTuple):
     """What a method hands back, one data set: arrays only, so that it can be mapped over.
@@ -38,6 +40,10 @@ class AbstractMethod(eqx.Module):
     reduces them. Numbers are leaves (changing one compiles nothing); what changes shapes or the
     program is static.
     """
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        storable(cls)
 
     @property
     @abc.abstractmethod
@@ -99,7 +105,9 @@ class AbstractMethod(eqx.Module):
 
 def as_leaves(tree):
     """Turn Python numbers of a pytree into arrays, so that their values are traced, not compiled."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (bool, int, float)) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (bool, int, float)) else leaf, tree
+    )
 
 
 def advance(method, model, data, states, size, limit):
@@ -114,17 +122,20 @@ def advance(method, model, data, states, size, limit):
 
     Returns
     -------
-    states, records, counts
-        Records stacked on axis 1 (lane, step, …); the first ``counts[lane]`` are valid.
+    states, records, counts, done
+        Records stacked on axis 1 (lane, step, …); the first ``counts[lane]`` are valid. ``done``
+        says which lanes have met the criterion.
     """
 
     def scan_lane(state):
         state, records = jax.lax.scan(lambda s, _: method.step(model, data, s), state, length=size)
-        return state, records, jnp.asarray(size)
+        return state, records, jnp.asarray(size), jnp.asarray(False)
 
     def while_lane(state):
         record = jax.eval_shape(lambda s: method.step(model, data, s)[1], state)
-        buffer = jax.tree.map(lambda leaf: jnp.full((size, *leaf.shape), jnp.nan, leaf.dtype), record)
+        buffer = jax.tree.map(
+            lambda leaf: jnp.full((size, *leaf.shape), jnp.nan, leaf.dtype), record
+        )
 
         def unfinished(carry):
             state, _, count = carry
@@ -136,7 +147,8 @@ def advance(method, model, data, states, size, limit):
             buffer = jax.tree.map(lambda b, leaf: b.at[count].set(leaf), buffer, record)
             return state, buffer, count + 1
 
-        return jax.lax.while_loop(unfinished, body, (state, buffer, jnp.asarray(0)))
+        state, buffer, count = jax.lax.while_loop(unfinished, body, (state, buffer, jnp.asarray(0)))
+        return state, buffer, count, method.done(state)
 
     return method.map_lanes(scan_lane if method.fixed_length else while_lane, states)
 
@@ -151,5 +163,5 @@ def start(method, model, data, key, initial):
 def run_compiled(method, model, data, key, length):
     """A whole fit as one pure function, for ``vmap`` and ``lax.map`` over data sets."""
     states = start(method, model, data, key, None)
-    states, records, counts = advance(method, model, data, states, length, jnp.asarray(length))
+    states, records, counts, _ = advance(method, model, data, states, length, jnp.asarray(length))
     return method.finish(model, data, states, records), records, counts

@@ -17,7 +17,11 @@ def fingerprint(**parts) -> dict[str, str]:
         leaves, structure = jax.tree.flatten(tree)
         digest = hashlib.sha256(str(structure).encode())
         for leaf in leaves:
-            array = np.asarray(_raw(leaf)) if isinstance(leaf, (jax.Array, np.ndarray, float, int, bool)) else None
+            array = (
+                np.asarray(_raw(leaf))
+                if isinstance(leaf, (jax.Array, np.ndarray, float, int, bool))
+                else None
+            )
             text = repr(leaf) if array is None else f"{array.dtype}{array.shape}"
             digest.update(text.encode())
             if array is not None:
@@ -63,11 +67,17 @@ def read(path, marks, states, records):
             arrays = {name: file[name] for name in file.files}
         for name, value in marks.items():
             if str(arrays[f"mark_{name}"]) != value:
-                raise ValueError(f"checkpoint {str(path)!r} is of another {name}; remove it or name another file")
-        restored = [_restore(arrays, name, tree) for name, tree in (("state", states), ("record", records))]
+                raise ValueError(
+                    f"checkpoint {str(path)!r} is of another {name}; remove it or name another file"
+                )
+        restored = [
+            _restore(arrays, name, tree) for name, tree in (("state", states), ("record", records))
+        ]
         return *restored, arrays["count_0"], int(arrays["total"])
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be read, it may be cut short: {error}"
+        ) from error
 
 
 def _restore(arrays, name, like):

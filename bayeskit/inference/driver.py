@@ -25,7 +25,9 @@ METHODS = (EM, MessagePassing, MCMC)
 _BLOCK = 50
 
 
-def infer(model, data, method=None, *, key=None, initial=None, progress=False, checkpoint=None) -> Posterior:
+def infer(
+    model, data, method=None, *, key=None, initial=None, progress=False, checkpoint=None
+) -> Posterior:
     """Fit a model to data.
 
     Parameters
@@ -76,13 +78,17 @@ def infer(model, data, method=None, *, key=None, initial=None, progress=False, c
     if initial is not None and not isinstance(initial, Posterior):
         raise TypeError(f"initial must be a Posterior, got {type(initial).__name__}")
     if initial is not None and type(initial.model) is not type(model):
-        raise ValueError(f"initial is of {type(initial.model).__name__}, the model is {type(model).__name__}")
+        raise ValueError(
+            f"initial is of {type(initial.model).__name__}, the model is {type(model).__name__}"
+        )
     with double_precision():
         key_used, key = _key_for(method, key)
         prepared = model.prepare(data)
         begun = time.perf_counter()
         start_values = None if initial is None else initial.mean
-        fit, records, counts = _run_blocks(method, prepared, key, start_values, progress, checkpoint)
+        fit, records, counts = _run_blocks(
+            method, prepared, key, start_values, progress, checkpoint
+        )
         fields, trace = method.report(fit, records, counts)
         seconds = time.perf_counter() - begun
         if not bool(fit.finite):
@@ -93,11 +99,14 @@ def infer(model, data, method=None, *, key=None, initial=None, progress=False, c
     convergence = Convergence(**fields, seconds=seconds)
     if not convergence.converged:
         warnings.warn(
-            f"{type(method).__name__} did not converge: {convergence.reason}", ConvergenceWarning, stacklevel=2
+            f"{type(method).__name__} did not converge: {convergence.reason}",
+            ConvergenceWarning,
+            stacklevel=2,
         )
     log_evidence = float(fit.log_evidence)
     return model.posterior_class(
         model=model,
+        data=data,
         method=method,
         approximation=fit.approximation,
         prepared=prepared,
@@ -138,7 +147,12 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
             batch_size = 1 if jax.default_backend() == "cpu" else count
         begun = time.perf_counter()
         results = _run_batch(
-            as_leaves(method), prepared.model, prepared.data, keys, method.length, int(min(batch_size, count))
+            as_leaves(method),
+            prepared.model,
+            prepared.data,
+            keys,
+            method.length,
+            int(min(batch_size, count)),
         )
         results = jax.block_until_ready(results)
         seconds = time.perf_counter() - begun
@@ -153,6 +167,7 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
         )
     return model.posterior_class(
         model=model,
+        data=data,
         method=method,
         approximation=results[0].approximation,
         prepared=prepared,
@@ -216,7 +231,9 @@ def _finish(method, model, data, states, records):
 @eqx.filter_jit
 def _run_batch(method, model, data, keys, length, batch_size):
     return jax.lax.map(
-        lambda item: run_compiled(method, model, item[0], item[1], length), (data, keys), batch_size=batch_size
+        lambda item: run_compiled(method, model, item[0], item[1], length),
+        (data, keys),
+        batch_size=batch_size,
     )
 
 
@@ -232,17 +249,27 @@ def _run_blocks(method, prepared, key, initial, progress, checkpoint):
     if checkpoint is not None:
         marks = checkpoints.fingerprint(model=model, method=traced, data=data, key=(key, initial))
         if Path(checkpoint).exists():
-            shapes = eqx.filter_eval_shape(advance, traced, model, data, states, size, jnp.asarray(size))[1]
+            shapes = eqx.filter_eval_shape(
+                advance, traced, model, data, states, size, jnp.asarray(size)
+            )[1]
             states, records, counts, total = checkpoints.read(checkpoint, marks, states, shapes)
             records = jax.tree.map(np.asarray, records)
     with _progress_bar(progress, method, total) as show:
-        while total < method.length and not _all_done(method, states):
+        finished = checkpoint is not None and total > 0 and _all_done(method, states)
+        while total < method.length and not finished:
             limit = min(size, method.length - total)
-            states, block, made = _advance(traced, model, data, states, size, jnp.asarray(limit))
+            states, block, made, done = _advance(
+                traced, model, data, states, size, jnp.asarray(limit)
+            )
             kept = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :limit], block)  # noqa: B023
-            records = kept if records is None else jax.tree.map(lambda a, b: np.concatenate([a, b], 1), records, kept)
+            records = (
+                kept
+                if records is None
+                else jax.tree.map(lambda a, b: np.concatenate([a, b], 1), records, kept)
+            )
             counts = counts + np.minimum(np.asarray(made), limit)
             total += limit
+            finished = bool(np.all(np.asarray(done)))
             show(total, records)
             if checkpoint is not None:
                 checkpoints.write(checkpoint, marks, states, records, counts, total)
@@ -260,7 +287,12 @@ def _progress_bar(progress, method, total):
     if not progress:
         yield lambda made, records: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as bar:
         task = bar.add_task(type(method).__name__, total=method.length, completed=total)
 
@@ -283,7 +315,11 @@ def _collect(method, results, count, seconds):
     objective = None
     if fields["objective"][0] is not None:
         objective = _pad(fields["objective"])
-    extras = {name: np.asarray(fields[name]) for name in ("max_rhat", "min_ess", "divergences") if name in fields}
+    extras = {
+        name: np.asarray(fields[name])
+        for name in ("max_rhat", "min_ess", "divergences")
+        if name in fields
+    }
     convergence = Convergence(
         converged=np.asarray(fields["converged"]),
         iterations=np.asarray(fields["iterations"]),
@@ -293,7 +329,10 @@ def _collect(method, results, count, seconds):
         **extras,
     )
     trace = {
-        group: {name: _pad([report[1][group][name] for report in reports]) for name in reports[0][1][group]}
+        group: {
+            name: _pad([report[1][group][name] for report in reports])
+            for name in reports[0][1][group]
+        }
         for group in ("optimization", "sample_stats")
         if group in reports[0][1]
     }
@@ -306,5 +345,8 @@ def _pad(arrays):
     if all(array.shape[0] == length for array in arrays):
         return np.stack(arrays)
     return np.stack(
-        [np.pad(np.asarray(array, float), (0, length - array.shape[0]), constant_values=np.nan) for array in arrays]
+        [
+            np.pad(np.asarray(array, float), (0, length - array.shape[0]), constant_values=np.nan)
+            for array in arrays
+        ]
     )

@@ -57,7 +57,9 @@ class ChainApproximation(AbstractApproximation):
         flat = self._flat()
         count = jax.tree.leaves(flat)[0].shape[0]
         first = jax.tree.map(lambda leaf: leaf[0], flat)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first)
+        )
 
         def welford(carry, item):
             (mean, spread), index = carry
@@ -65,7 +67,12 @@ class ChainApproximation(AbstractApproximation):
             delta = jax.tree.map(lambda v, m: v - m, value, mean)
             mean = jax.tree.map(lambda m, d: m + d / (index + 1), mean, delta)
             spread = jax.tree.map(
-                lambda s, d, v, m, i: s + (jnp.conj(d) * (v - m)).real + i, spread, delta, value, mean, inner
+                lambda s, d, v, m, i: s + (jnp.conj(d) * (v - m)).real + i,
+                spread,
+                delta,
+                value,
+                mean,
+                inner,
             )
             return ((mean, spread), index + 1), None
 
@@ -94,18 +101,24 @@ class ChainApproximation(AbstractApproximation):
     def chain_draws(self, keys, model, data):
         """All draws as they were sampled: arrays (chain, draw, …) by site."""
         drawn = jax.lax.map(
-            lambda item: self._draw(item[0], item[1], model, data), (keys, self._flat()), batch_size=_CONDITIONAL_BLOCK
+            lambda item: self._draw(item[0], item[1], model, data),
+            (keys, self._flat()),
+            batch_size=_CONDITIONAL_BLOCK,
         )
         return jax.tree.map(lambda leaf: leaf.reshape(*self.chains, *leaf.shape[1:]), drawn)
 
     def _map_conditionals(self, function, model, data):
         mapped = jax.lax.map(
-            lambda sites: function(model.mcmc_conditional(data, sites)), self._flat(), batch_size=_CONDITIONAL_BLOCK
+            lambda sites: function(model.mcmc_conditional(data, sites)),
+            self._flat(),
+            batch_size=_CONDITIONAL_BLOCK,
         )
         return jax.tree.map(lambda leaf: leaf.reshape(*self.chains, *leaf.shape[1:]), mapped)
 
     def predict(self, inputs, include_noise, model, data):
-        means, variances = self._map_conditionals(lambda c: c.predict(inputs, include_noise, model, data), model, data)
+        means, variances = self._map_conditionals(
+            lambda c: c.predict(inputs, include_noise, model, data), model, data
+        )
         mean = jnp.mean(means, axis=(0, 1))
         return mean, jnp.mean(variances + jnp.abs(means - mean) ** 2, axis=(0, 1))
 
@@ -151,7 +164,13 @@ class MCMC(AbstractMethod):
     dense_mass: bool = eqx.field(static=True)
 
     def __init__(
-        self, num_warmup=500, num_samples=500, num_chains=4, target_accept=0.8, max_tree_depth=10, dense_mass=False
+        self,
+        num_warmup=500,
+        num_samples=500,
+        num_chains=4,
+        target_accept=0.8,
+        max_tree_depth=10,
+        dense_mass=False,
     ):
         for name, value, smallest in (
             ("num_warmup", num_warmup, 1),
@@ -209,7 +228,10 @@ class MCMC(AbstractMethod):
 
     def _kernel(self, model):
         return hmc(
-            potential_fn_gen=lambda data: lambda z: potential_energy(model.numpyro_model, (data,), {}, z), algo="NUTS"
+            potential_fn_gen=lambda data: (
+                lambda z: potential_energy(model.numpyro_model, (data,), {}, z)
+            ),
+            algo="NUTS",
         )
 
     def _prime(self, init_kernel, params, data, key):
@@ -234,7 +256,12 @@ class MCMC(AbstractMethod):
         init_kernel, sample = self._kernel(model)
         # The kernel keeps its closures in the call of init_kernel; with the gradient given, this
         # one evaluates no model and only rebuilds them in the present program.
-        self._prime(init_kernel, ParamInfo(state.z, state.potential_energy, state.z_grad), data, state.rng_key)
+        self._prime(
+            init_kernel,
+            ParamInfo(state.z, state.potential_energy, state.z_grad),
+            data,
+            state.rng_key,
+        )
         state = sample(state, (data,), {})
         record = ChainRecord(
             state.z,
@@ -252,15 +279,30 @@ class MCMC(AbstractMethod):
 
     def finish(self, model, data, states, records):
         kept = jax.tree.map(lambda leaf: leaf[:, self.num_warmup : self.length], records.position)
-        sites = jax.vmap(jax.vmap(lambda z: constrain_fn(model.numpyro_model, (data,), {}, z)))(kept)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((sites, states.potential_energy))]
+        sites = jax.vmap(jax.vmap(lambda z: constrain_fn(model.numpyro_model, (data,), {}, z)))(
+            kept
+        )
+        finite = [
+            jnp.all(jnp.isfinite(leaf))
+            for leaf in jax.tree.leaves((sites, states.potential_energy))
+        ]
         approximation = ChainApproximation(sites)
         diagnosed = approximation.hyper_parameters(model, data)
-        return Fit(approximation, jnp.asarray(jnp.nan), jnp.all(jnp.stack(finite)), jnp.asarray(0), diagnosed)
+        return Fit(
+            approximation,
+            jnp.asarray(jnp.nan),
+            jnp.all(jnp.stack(finite)),
+            jnp.asarray(0),
+            diagnosed,
+        )
 
     def report(self, fit, records, counts):
         window = slice(self.num_warmup, self.length)
-        stats = {name: np.asarray(value)[:, window] for name, value in records._asdict().items() if name != "position"}
+        stats = {
+            name: np.asarray(value)[:, window]
+            for name, value in records._asdict().items()
+            if name != "position"
+        }
         draws, evidence = jax.tree.map(np.asarray, fit.diagnosed)
         stats["log_evidence"] = evidence
         draws = {**draws, "log_evidence": evidence}
@@ -293,7 +335,8 @@ class MCMC(AbstractMethod):
             "converged": not failures,
             "iterations": self.length,
             "objective": None,
-            "reason": "; ".join(failures) or f"R-hat {max_rhat:.3f}, effective sample size {min_ess:.0f}",
+            "reason": "; ".join(failures)
+            or f"R-hat {max_rhat:.3f}, effective sample size {min_ess:.0f}",
             "max_rhat": max_rhat,
             "min_ess": min_ess,
             "divergences": divergences,

@@ -130,7 +130,8 @@ def shape_of(factor: Factor) -> tuple[int, int]:
     """Rows and columns of a matrix or an operator."""
     if isinstance(factor, lineax.AbstractLinearOperator):
         return factor.out_size(), factor.in_size()
-    return factor.shape
+    rows, columns = factor.shape
+    return rows, columns
 
 
 def _check_last_axes(factors, tensor):

@@ -7,7 +7,8 @@ function forms an array of ``N²`` entries. Vectors are flat and row-major. Batc
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -365,7 +366,7 @@ def sample(operator: Operator, key: Key[Array, ""] | UInt32[Array, "2"]) -> Inex
     return _sample(operator, key)
 
 
-def _unsupported(name):
+def _unsupported(name: str) -> Callable[..., Any]:
     """Base case of a function: says what there is instead."""
 
     def raise_type_error(operator, *_):
@@ -388,7 +389,7 @@ _sample = functools.singledispatch(_unsupported("sample"))
 
 
 @functools.singledispatch
-def _trace(operator):
+def _trace(operator) -> Any:
     return jnp.sum(lineax.diagonal(operator))
 
 
@@ -644,7 +645,7 @@ def _(operator, key):
 
 @lineax.diagonal.register(SumOfKroneckers)
 def _(operator):
-    return sum(lineax.diagonal(term) for term in operator.terms)
+    return functools.reduce(jnp.add, map(lineax.diagonal, operator.terms))
 
 
 @_trace.register(SumOfKroneckers)

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from bayeskit.linalg.contract import kronecker_multiply, kronecker_sum_multiply, outer, shape_of
@@ -287,7 +288,9 @@ class SumOfKroneckers(StructuredOperator):
 
     def transpose(self) -> "SumOfKroneckers":
         """Return the sum of the transposed terms."""
-        return SumOfKroneckers([term.T for term in self.terms], tags=transpose_tags(self.tags))
+        return SumOfKroneckers(
+            [term.transpose() for term in self.terms], tags=transpose_tags(self.tags)
+        )
 
     def conj(self) -> "SumOfKroneckers":
         """Return the operator with conjugated entries."""
@@ -450,7 +453,7 @@ def hermitian_part(matrix: Inexact[Array, "size size"]) -> Inexact[Array, "size 
 
 def require_hermitian(matrix: Inexact[Array, "size size"], name: str) -> None:
     """Raise where a matrix is known, finite and not Hermitian to half of its digits."""
-    if isinstance(matrix, jax.core.Tracer):
+    if isinstance(matrix, Tracer):
         return
     with jax.ensure_compile_time_eval():  # a constant stays one inside jit
         difference = float(jnp.max(jnp.abs(matrix - matrix.conj().T)))

@@ -56,6 +56,7 @@ def _is_real(operator):
 @functools.singledispatch
 def _follows(operator, query):
     """Whether a property of the operator follows from its parts."""
+    return False
 
 
 @_follows.register(KroneckerProduct)

@@ -218,3 +218,25 @@ def slogdet(
     matrix, finite = _finite_or_identity(matrix)
     sign, logarithm = jnp.linalg.slogdet(matrix)
     return _or_nan(finite[..., 0, 0], sign), _or_nan(finite[..., 0, 0], logarithm)
+
+
+def qr(matrix: Inexact[Array, "*batch m n"]):
+    """Reduced QR decomposition ``q, r``, NaN for a non-finite matrix.
+
+    Parameters
+    ----------
+    matrix : array (*batch, m, n)
+        Real or complex.
+
+    Returns
+    -------
+    q : array (*batch, m, min(m, n))
+    r : array (*batch, min(m, n), n)
+
+    Notes
+    -----
+    Cost ``O(m n min(m, n))``.
+    """
+    matrix, finite = _finite_or_identity(matrix)
+    q, r = jnp.linalg.qr(matrix)
+    return _or_nan(finite, q), _or_nan(finite, r)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Inexact, Shaped
 
@@ -105,11 +107,10 @@ def shard_along(tensor: Inexact[Array, "..."], axis: int) -> Inexact[Array, "...
     (4, 3)
     """
     mesh = mesh_of(tensor)
-    traced = isinstance(tensor, jax.core.Tracer)
+    traced = isinstance(tensor, Tracer)
     if mesh is None or (not traced and tensor.shape[axis] % mesh.size):
         return tensor
-    spec = [None] * tensor.ndim
-    spec[axis] = tuple(mesh.axis_names)
+    spec = [tuple(mesh.axis_names) if i == axis % tensor.ndim else None for i in range(tensor.ndim)]
     return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
@@ -145,8 +146,11 @@ def to_auto_mesh(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """
     if AxisType.Explicit not in jax.typeof(array).sharding.mesh.axis_types:
         return array
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         raise TypeError("array is traced on an Explicit mesh; expected to_auto_mesh before any jit")
-    mesh = array.sharding.mesh
-    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    return jax.device_put(array, NamedSharding(auto, array.sharding.spec))
+    sharding = array.sharding
+    assert isinstance(sharding, NamedSharding), "only these have Explicit axes"
+    names = sharding.mesh.axis_names
+    devices = np.asarray(sharding.mesh.devices)
+    auto = Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+    return jax.device_put(array, NamedSharding(auto, sharding.spec))

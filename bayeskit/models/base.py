@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 
 from bayeskit.posterior import AbstractApproximation, Labels, Posterior
+from bayeskit.storage import storable
 
 
 class Prepared(NamedTuple):
@@ -37,6 +38,10 @@ class Prepared(NamedTuple):
 
 class AbstractModel(eqx.Module):
     """A probability model, as a user states it."""
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        storable(cls)
 
     @property
     @abc.abstractmethod
@@ -91,6 +96,10 @@ class SupportsEM(AbstractModel):
         """One iteration: new parameters, and the objective at the *old* ones."""
 
     @abc.abstractmethod
+    def em_monitored(self, data, parameters):
+        """What the stopping rule watches: quantities that the data determine."""
+
+    @abc.abstractmethod
     def em_objective(self, data, parameters):
         """Log evidence plus log prior density of the hyper-parameters."""
 
@@ -113,6 +122,10 @@ class SupportsMessages(AbstractModel):
     @abc.abstractmethod
     def messages_sweep(self, data, messages):
         """One sweep over all messages: new messages, and the bound at the *old* ones."""
+
+    @abc.abstractmethod
+    def messages_monitored(self, data, messages):
+        """What the stopping rule watches; as for ``em_monitored``."""
 
     @abc.abstractmethod
     def messages_bound(self, data, messages):

@@ -6,7 +6,10 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from bayeskit.storage import storable
 
+
+@storable
 class ScaledByData(eqx.Module):
     """A prior on a quantity divided by the scale that the data set for it.
 
@@ -65,7 +68,9 @@ def check_positive_prior(name, prior):
             f"and event shape {prior.event_shape}"
         )
     if prior.support is not constraints.positive:
-        raise ValueError(f"{name} must live on the positive numbers, got {type(prior).__name__} on {prior.support}")
+        raise ValueError(
+            f"{name} must live on the positive numbers, got {type(prior).__name__} on {prior.support}"
+        )
     for parameter, constraint in prior.arg_constraints.items():
         value = np.asarray(getattr(prior, parameter))
         if not np.all(np.isfinite(value)) or not bool(np.all(constraint(value))):
@@ -99,7 +104,9 @@ def simulable(name, prior):
         If the prior is flat (improper) or depends on the data, naming it and what to give.
     """
     if prior is None:
-        raise ValueError(f"{name} is flat (improper): nothing can be drawn from it; give a NumPyro distribution")
+        raise ValueError(
+            f"{name} is flat (improper): nothing can be drawn from it; give a NumPyro distribution"
+        )
     if isinstance(prior, ScaledByData):
         raise ValueError(
             f"{name} depends on the data ({prior!r}): nothing can be drawn from it; "
@@ -114,4 +121,6 @@ def inverse_gamma(prior, unit, dtype):
         return jnp.zeros((), dtype), jnp.zeros((), dtype)
     distribution = distribution_of(prior)
     unit = jnp.ones((), dtype) if isinstance(prior, ScaledByData) else unit
-    return jnp.asarray(distribution.concentration, dtype), jnp.asarray(distribution.rate, dtype) / unit
+    return jnp.asarray(distribution.concentration, dtype), jnp.asarray(
+        distribution.rate, dtype
+    ) / unit

@@ -284,7 +284,7 @@ def test_properties_for_lineax_follow_from_tags_and_factors(matrices):
     assert lineax.linearise(operator) is lineax.materialise(operator) is operator
 
 
-@pytest.mark.parametrize("name", ["product", "sum", "shifted", "two terms"])
+@pytest.mark.parametrize("name", ["product", "two terms"])
 def test_batches_of_operators_equal_single_ones(matrices, name):
     batch = [definite_operators(matrices(seed))[name] for seed in (9, 10)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
@@ -310,7 +310,7 @@ def test_batches_of_operators_equal_single_ones(matrices, name):
 
 @pytest.mark.parametrize(
     ("name", "complex"),
-    [("shifted", True), *((n, False) for n in ["product", "sum", "shifted", "two terms"])],
+    [("product", False), ("shifted", True), ("two terms", False)],
 )
 def test_single_precision_stays_single(matrices, name, complex):
     double = definite_operators(matrices(11, complex))[name]

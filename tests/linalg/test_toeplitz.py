@@ -11,7 +11,6 @@ from bayeskit.linalg import SymmetricToeplitz
 EPSILON = np.finfo(np.float64).eps
 GRID = np.arange(40.0)
 COLUMNS = {
-    "exponential": np.exp(-0.3 * GRID),
     "oscillating": np.exp(-0.1 * GRID) * np.cos(GRID) + 0.1 * (GRID == 0),
     "ill-conditioned": np.exp(-0.5 * (GRID / 1.5) ** 2) + 1e-5 * (GRID == 0),
     "one entry": np.array([2.0]),
@@ -61,11 +60,11 @@ def test_draw_is_the_cholesky_factor_times_white_noise():
 
 
 def test_gradient_of_logdet_sums_the_diagonals_of_the_inverse():
-    column = COLUMNS["exponential"]
+    column = COLUMNS["oscillating"]
     gradient = jax.grad(lambda c: linalg.logdet(SymmetricToeplitz(c)))(jnp.asarray(column))
     inverse = np.linalg.inv(dense_twin(column))
     sums = [np.trace(inverse)] + [2 * np.trace(inverse, k) for k in range(1, 40)]
-    np.testing.assert_allclose(gradient, sums, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(gradient, sums, rtol=1e-9, atol=1e-9)
 
 
 def test_matrix_that_is_not_positive_definite_gives_nan():

@@ -59,7 +59,9 @@ class Conditional(AbstractApproximation):
     def variance(self, model, data):
         layout = model.factors.layout
         variance = structure.posterior_variance(*self._arguments(model, data))
-        variance = layout.ungroup(variance * coefficient_unit(model.factors, data) ** 2, layout.columns)
+        variance = layout.ungroup(
+            variance * coefficient_unit(model.factors, data) ** 2, layout.columns
+        )
         if layout.snapshots:
             variance = jnp.broadcast_to(variance, (data.tensor.shape[0], *variance.shape))
         fixed = jax.tree.map(jnp.zeros_like, self.plugged_in(model, data))
@@ -68,7 +70,11 @@ class Conditional(AbstractApproximation):
     def sample(self, key, model, data):
         layout = model.factors.layout
         draw = structure.posterior_sample(key, *self._arguments(model, data), data.measurements)
-        return {"coefficients": layout.as_given(draw * coefficient_unit(model.factors, data), layout.columns)}
+        return {
+            "coefficients": layout.as_given(
+                draw * coefficient_unit(model.factors, data), layout.columns
+            )
+        }
 
     def plugged_in(self, model, data):
         sites = reported_scales(self.scales, model.factors, data)
@@ -79,11 +85,15 @@ class Conditional(AbstractApproximation):
     def predict(self, inputs, include_noise, model, data):
         factors, layout = model.factors, model.factors.layout
         if inputs is None:
-            mean, variance = structure.fitted(*self._arguments(model, data), data.measurements, factors.rotations)
+            mean, variance = structure.fitted(
+                *self._arguments(model, data), data.measurements, factors.rotations
+            )
             sizes = layout.rows
         else:
             new_factors, sizes = inputs.factors, inputs.sizes
-            mean, variance = structure.predicted(*self._arguments(model, data), data.measurements, new_factors)
+            mean, variance = structure.predicted(
+                *self._arguments(model, data), data.measurements, new_factors
+            )
         variance = variance + self.noise_variance if include_noise else variance
         variance = jnp.broadcast_to(variance, mean.shape)
         return (
@@ -94,19 +104,27 @@ class Conditional(AbstractApproximation):
     def log_evidence(self, model, data):
         """Log marginal likelihood of the measurements, in their own units."""
         stats = structure.statistics(
-            structure.spectra(model.factors.reduced, self.scales), self.noise_variance, data.measurements, ()
+            structure.spectra(model.factors.reduced, self.scales),
+            self.noise_variance,
+            data.measurements,
+            (),
         )
         return stats.log_evidence - model.log_unit(data)
 
     def log_predictive(self, model, data):
         layout = model.factors.layout
-        left_out = structure.leave_one_out(model.factors.original, self.scales, self.noise_variance, data.tensor)
+        left_out = structure.leave_one_out(
+            model.factors.original, self.scales, self.noise_variance, data.tensor
+        )
         mean, variance = structure.fitted(
             *self._arguments(model, data), data.measurements, model.factors.rotations
         )
         inside = (mean, variance + self.noise_variance)
         return tuple(
-            layout.as_given(_log_normal(data.tensor, m, v) - model.log_unit(data) / data.tensor.size, layout.rows)
+            layout.as_given(
+                _log_normal(data.tensor, m, v) - model.log_unit(data) / data.tensor.size,
+                layout.rows,
+            )
             for m, v in (left_out, inside)
         )
 
@@ -133,17 +151,23 @@ class MeanField(AbstractApproximation):
 
         scales = tuple(
             inverse_gamma(k, a, b)
-            for k, a, b in zip(keys[1:], self.messages.concentrations, self.messages.rates, strict=True)
+            for k, a, b in zip(
+                keys[1:], self.messages.concentrations, self.messages.rates, strict=True
+            )
         )
         noise = self.messages.noise_variance
         if model.noise_variance is None:
-            noise = inverse_gamma(keys[0], self.messages.noise_concentration, self.messages.noise_rate)
+            noise = inverse_gamma(
+                keys[0], self.messages.noise_concentration, self.messages.noise_rate
+            )
         return Conditional(scales, noise).plugged_in(model, data)
 
     def _hyper_parameter_moments(self, model, data):
         # The reported scales are normalised products, whose moments have no closed form.
         keys = jax.random.split(jax.random.key(0), _MOMENT_DRAWS)
-        draws = jax.lax.map(lambda key: self._draw_hyper_parameters(key, model, data), keys, batch_size=64)
+        draws = jax.lax.map(
+            lambda key: self._draw_hyper_parameters(key, model, data), keys, batch_size=64
+        )
         means = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), draws)
         return means, jax.tree.map(lambda leaf: jnp.var(leaf, axis=0), draws)
 

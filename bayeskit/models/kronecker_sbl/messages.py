@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
+from bayeskit.storage import storable
 
+
+@storable
 class Messages(NamedTuple):
     """Inverse-gamma factors: a concentration a group, rates by entry; the same for the noise."""
 
@@ -44,12 +47,16 @@ class Messages(NamedTuple):
 
 def messages_at(scales, noise_variance, priors, noise_prior, slices, count, kappa):
     """The factors whose effective scales and noise are the given ones."""
-    concentrations = tuple(prior.concentration + kappa * size for prior, size in zip(priors, slices, strict=True))
+    concentrations = tuple(
+        prior.concentration + kappa * size for prior, size in zip(priors, slices, strict=True)
+    )
     rates = tuple(a * scale for a, scale in zip(concentrations, scales, strict=True))
     noise_concentration = jnp.ones_like(noise_variance)
     if noise_prior is not None:
         noise_concentration = noise_prior.concentration + kappa * count
-    return Messages(concentrations, rates, noise_concentration, noise_concentration * noise_variance)
+    return Messages(
+        concentrations, rates, noise_concentration, noise_concentration * noise_variance
+    )
 
 
 def _log_moment_terms(prior, concentration, rate):
@@ -61,18 +68,27 @@ def _log_moment_terms(prior, concentration, rate):
         - (prior.concentration + 1) * expected_log
         - prior.rate * concentration / rate
     )
-    entropy = concentration + jnp.log(rate) + gammaln(concentration) - (1 + concentration) * digamma(concentration)
+    entropy = (
+        concentration
+        + jnp.log(rate)
+        + gammaln(concentration)
+        - (1 + concentration) * digamma(concentration)
+    )
     return log_prior + entropy, jnp.log(rate / concentration) - expected_log
 
 
 def bound(messages, log_evidence, priors, noise_prior, slices, count, kappa):
     """Evidence bound, with ``q(x)`` at its best and ``log_evidence`` taken at the effective scales."""
     total = log_evidence
-    for a, b, prior, size in zip(messages.concentrations, messages.rates, priors, slices, strict=True):
+    for a, b, prior, size in zip(
+        messages.concentrations, messages.rates, priors, slices, strict=True
+    ):
         used = b > 0
         gain, gap = _log_moment_terms(prior, a, jnp.where(used, b, 1.0))
         total = total + jnp.sum(jnp.where(used, gain + kappa * size * gap, 0.0))
     if noise_prior is not None:
-        gain, gap = _log_moment_terms(noise_prior, messages.noise_concentration, messages.noise_rate)
+        gain, gap = _log_moment_terms(
+            noise_prior, messages.noise_concentration, messages.noise_rate
+        )
         total = total + gain + kappa * count * gap
     return total

@@ -33,7 +33,7 @@ from bayeskit.models.kronecker_sbl.approximation import (
     scale_units,
 )
 
-DEFAULT_SCALE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.1, 1e-6))
+DEFAULT_SCALE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.5, 1e-6))
 DEFAULT_NOISE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.1, 1e-10))
 
 _M_STEPS = ("mackay", "convex", "alternating", "svd")
@@ -41,10 +41,15 @@ _START_NOISE = 0.1  # share of the measurements' power, as in the paper
 
 
 class HyperParameters(NamedTuple):
-    """Free weights behind the scales (the scales themselves without coupling), and the noise."""
+    """Free weights behind the scales (the scales themselves without coupling), and the noise.
+
+    ``spectra`` are the decompositions at these scales: most of an iteration's cost, so that each
+    is made once and carried along.
+    """
 
     weights: tuple
     noise_variance: Any
+    spectra: tuple
 
 
 class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
@@ -131,7 +136,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         problem.check_groups(scales, self.dictionaries, self.coupling)
 
     def __repr__(self):
-        shapes = " ⊗ ".join("×".join(map(str, problem.values_of(d).shape)) for d in self.dictionaries)
+        shapes = " ⊗ ".join(
+            "×".join(map(str, problem.values_of(d).shape)) for d in self.dictionaries
+        )
         noise = "learned" if self.noise_variance is None else f"{self.noise_variance:.6g}"
         coupling = "" if self.coupling is None else f", coupling={self.coupling}"
         return (
@@ -160,20 +167,32 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
         factors, observations, labels, tables = problem.prepare(self, data, batch)
         prepared = eqx.tree_at(
-            lambda m: (m.dictionaries, m.scales, m.coupling, m.estimates, m.factors, m.noise_variance),
+            lambda m: (
+                m.dictionaries,
+                m.scales,
+                m.coupling,
+                m.estimates,
+                m.factors,
+                m.noise_variance,
+            ),
             self,
             ((), None, None, None, factors, None if self.noise_variance is None else 0.0),
             is_leaf=lambda leaf: leaf is None or leaf is self.dictionaries or leaf is self.scales,
         )
         dtype = factors.masks[0].dtype
         prepared = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, float) or jnp.ndim(leaf) == 0 else leaf, prepared
+            lambda leaf: (
+                jnp.asarray(leaf, dtype) if isinstance(leaf, float) or jnp.ndim(leaf) == 0 else leaf
+            ),
+            prepared,
         )
         return Prepared(prepared, observations, labels, tables)
 
     def with_estimates(self, estimates):
         """The model with ``estimates``, a dict by site, in place of earlier ones."""
-        return eqx.tree_at(lambda m: m.estimates, self, estimates, is_leaf=lambda leaf: leaf is None)
+        return eqx.tree_at(
+            lambda m: m.estimates, self, estimates, is_leaf=lambda leaf: leaf is None
+        )
 
     def sample_prior(self, key):
         """Draw parameters and a tensor of measurements from the priors.
@@ -210,7 +229,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         units = scale_units(self.factors, data)
         dtype = data.unit.dtype
         return [
-            updates.InverseGammaPrior(*(p.astype(dtype) for p in priors.inverse_gamma(self.scale_prior, unit, dtype)))
+            updates.InverseGammaPrior(
+                *(p.astype(dtype) for p in priors.inverse_gamma(self.scale_prior, unit, dtype))
+            )
             for unit in units
         ]
 
@@ -227,7 +248,8 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         if initial is not None:
             units = scale_units(factors, data)
             given = [
-                jnp.ravel(jnp.asarray(initial[f"scales_{g}"])) / unit for g, unit in enumerate(units)
+                jnp.ravel(jnp.asarray(initial[f"scales_{g}"])) / unit
+                for g, unit in enumerate(units)
             ]
             return tuple(
                 jnp.maximum(scale, jnp.finfo(dtype).eps ** 2 * jnp.max(scale)).astype(dtype) * mask
@@ -259,34 +281,61 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
 
     def em_init(self, data, key, lane, initial):
         """Equal scales and a tenth of the power as noise, as in the paper."""
-        return HyperParameters(self._start_weights(data, key, lane, initial), self._start_noise(data, initial))
+        weights = self._start_weights(data, key, lane, initial)
+        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
+        return HyperParameters(weights, self._start_noise(data, initial), spectra)
 
     def em_step(self, data, parameters, m_step, prune):
         """One iteration; see :mod:`bayeskit.models.kronecker_sbl.updates` for the steps."""
-        parameters = parameters._replace(weights=updates.prune(parameters.weights, prune))
         if m_step in ("alternating", "svd"):
-            return self._expectation_maximisation(data, parameters, m_step)
-        bold = "mackay" if m_step == "mackay" else None
-        return self._fixed_point_sweep(data, parameters, self._evaluate, bold, "convex")
+            parameters, objective = self._expectation_maximisation(data, parameters, m_step)
+        else:
+            bold = "mackay" if m_step == "mackay" else None
+            parameters, objective = self._fixed_point_sweep(
+                data, parameters, self._evaluate, bold, "convex"
+            )
+        return jax.lax.cond(
+            prune > 0, lambda: self._pruned(parameters, prune), lambda: parameters
+        ), objective
 
-    def _rebalanced(self, data, weights):
-        inverse_sums = [jnp.sum(jnp.where(w > 0, 1.0 / jnp.where(w > 0, w, 1.0), 0.0)) for w in weights]
-        counts = [jnp.sum(w > 0) for w in weights]
-        factors = jnp.exp(updates.rebalance(inverse_sums, counts, self._scale_priors(data)))
-        return tuple(w * factor for w, factor in zip(weights, factors, strict=True))
+    def _pruned(self, parameters, prune):
+        weights = updates.prune(parameters.weights, prune)
+        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
+        return parameters._replace(weights=weights, spectra=spectra)
+
+    def _rebalanced(self, data, parameters):
+        """Share the overall scale best among the factors; their product, all the data see, stays."""
+        inverse_sums = [
+            jnp.sum(jnp.where(w > 0, 1.0 / jnp.where(w > 0, w, 1.0), 0.0))
+            for w in parameters.weights
+        ]
+        counts = [jnp.sum(w > 0) for w in parameters.weights]
+        logs = updates.rebalance(inverse_sums, counts, self._scale_priors(data))
+        weights = tuple(w * jnp.exp(c) for w, c in zip(parameters.weights, logs, strict=True))
+        spectra = tuple(
+            s._replace(values=s.values * jnp.exp(c / 2))
+            for s, c in zip(parameters.spectra, logs, strict=True)
+        )
+        return parameters._replace(weights=weights, spectra=spectra)
+
+    def em_monitored(self, data, parameters):
+        """Scale factors as they are reported, and the noise: not how the factors share one scale."""
+        sites = problem.normalised_scales(self._effective(parameters.weights), self.factors.layout)
+        return sites, parameters.noise_variance
 
     def em_objective(self, data, parameters):
         """Log evidence plus log prior density (of the logarithms) of scales and noise."""
-        spectra = structure.spectra(self.factors.reduced, self._effective(parameters.weights))
-        return self._evaluate(data, parameters, spectra, ())[1]
+        return self._evaluate(data, parameters, ())[1]
 
     def em_finish(self, data, parameters):
         """The exact posterior given the estimates."""
         approximation = Conditional(self._effective(parameters.weights), parameters.noise_variance)
         return approximation, approximation.log_evidence(self, data)
 
-    def _evaluate(self, data, parameters, spectra, axes):
-        stats = structure.statistics(spectra, parameters.noise_variance, data.measurements, axes)
+    def _evaluate(self, data, parameters, axes):
+        stats = structure.statistics(
+            parameters.spectra, parameters.noise_variance, data.measurements, axes
+        )
         objective = stats.log_evidence - self.log_unit(data)
         for prior, weights in zip(self._scale_priors(data), parameters.weights, strict=True):
             objective = objective + prior.log_density(weights)
@@ -317,8 +366,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         kappa = structure.likelihood_power(data.tensor.dtype)
         scale_priors, slices = self._scale_priors(data), self._slices(data)
         count = len(self.factors.masks)
-        spectra = structure.spectra(self.factors.reduced, self._effective(parameters.weights))
-        stats, objective = evaluate(data, parameters, spectra, (0,))
+        stats, objective = evaluate(data, parameters, (0,))
         first = objective
 
         for g in range(count):
@@ -336,40 +384,38 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
                     kind,
                 )
                 noise = self._update_noise(data, parameters.noise_variance, stats, kind)
-                return HyperParameters((*parameters.weights[:g], weights, *parameters.weights[g + 1 :]), noise)
+                weights = (*parameters.weights[:g], weights, *parameters.weights[g + 1 :])
+                renewed = structure.spectrum(self.factors.reduced[g], self._effective(weights)[g])
+                spectra = (*parameters.spectra[:g], renewed, *parameters.spectra[g + 1 :])
+                parameters = HyperParameters(weights, noise, spectra)
+                return parameters, *evaluate(data, parameters, ((g + 1) % count,))
 
-            def evaluated(kind, g=g, spectra=spectra, moved=moved):
-                new = moved(kind)
-                renewed = structure.spectrum(self.factors.reduced[g], self._effective(new.weights)[g])
-                renewed = (*spectra[:g], renewed, *spectra[g + 1 :])
-                return (new, renewed, *evaluate(data, new, renewed, ((g + 1) % count,)))
-
-            if bold is None and g == count - 1:
-                parameters = moved(careful)
-            elif bold is None:
-                parameters, spectra, stats, objective = evaluated(careful)
+            if bold is None:
+                parameters, stats, objective = moved(careful)
             else:
-                attempt = evaluated(bold)
-                parameters, spectra, stats, objective = jax.lax.cond(
-                    attempt[3] >= objective,
+                attempt = moved(bold)
+                rounding = 64 * jnp.finfo(objective.dtype).eps * jnp.abs(objective)
+                parameters, stats, objective = jax.lax.cond(
+                    attempt[2] >= objective - rounding,
                     lambda attempt=attempt: attempt,
-                    lambda evaluated=evaluated: evaluated(careful),
+                    lambda moved=moved: moved(careful),
                 )
-        return parameters._replace(weights=self._rebalanced(data, parameters.weights)), first
+        return self._rebalanced(data, parameters), first
 
     def _expectation_maximisation(self, data, parameters, m_step):
         """The paper's iterations: second moments of all coefficients, then Kronecker scales."""
         factors, kappa = self.factors, structure.likelihood_power(data.tensor.dtype)
         scales = self._effective(parameters.weights)
-        spectra = structure.spectra(factors.reduced, scales)
-        stats, objective = self._evaluate(data, parameters, spectra, ())
+        stats, objective = self._evaluate(data, parameters, ())
         arguments = (factors.reduced, scales, parameters.noise_variance)
         mean = structure.posterior_mean(*arguments, data.measurements)
         moments = jnp.mean(jnp.abs(mean) ** 2, axis=0) + structure.posterior_variance(*arguments)
         weights = parameters.weights
         if m_step == "svd":
             fitted = updates.rank_one(moments)
-            weights = tuple(jnp.where(w > 0, new, 0.0) for w, new in zip(weights, fitted, strict=True))
+            weights = tuple(
+                jnp.where(w > 0, new, 0.0) for w, new in zip(weights, fitted, strict=True)
+            )
         else:
             weights = updates.alternating(
                 moments,
@@ -380,9 +426,11 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
                 kappa,
                 data.tensor.shape[0],
             )
-            weights = self._rebalanced(data, weights)
         noise = self._update_noise(data, parameters.noise_variance, stats, "expectation")
-        return HyperParameters(weights, noise), objective
+        spectra = structure.spectra(factors.reduced, self._effective(weights))
+        parameters = HyperParameters(weights, noise, spectra)
+        # The rank-one fit knows no prior, so moving along the prior's ridge would undo it.
+        return parameters if m_step == "svd" else self._rebalanced(data, parameters), objective
 
     # Variational messages
 
@@ -398,7 +446,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
                     "MCMC takes any proper prior"
                 )
         if self.coupling is not None and any(self.coupling):
-            raise ValueError("MessagePassing on KroneckerSBL has no closed form with coupling; use EM or MCMC")
+            raise ValueError(
+                "MessagePassing on KroneckerSBL has no closed form with coupling; use EM or MCMC"
+            )
 
     def _slices(self, data):
         """Coefficients in a slice of each factor, over all snapshots."""
@@ -412,7 +462,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
 
     def messages_sweep(self, data, messages):
         """Renew ``q(x)`` and the factors of one group after the other."""
-        return self._fixed_point_sweep(data, messages, self._evaluate_bound, "mackay", "expectation")
+        return self._fixed_point_sweep(
+            data, messages, self._evaluate_bound, "mackay", "expectation"
+        )
 
     def _messages(self, data, parameters):
         noise_prior = self._noise_prior(data) if self._learns_noise else None
@@ -426,8 +478,10 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             structure.likelihood_power(data.tensor.dtype),
         )
 
-    def _evaluate_bound(self, data, parameters, spectra, axes):
-        stats = structure.statistics(spectra, parameters.noise_variance, data.measurements, axes)
+    def _evaluate_bound(self, data, parameters, axes):
+        stats = structure.statistics(
+            parameters.spectra, parameters.noise_variance, data.measurements, axes
+        )
         bound = mean_field.bound(
             self._messages(data, parameters),
             stats.log_evidence,
@@ -439,10 +493,13 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         )
         return stats, bound - self.log_unit(data)
 
+    def messages_monitored(self, data, messages):
+        """The effective scales and noise, as for EM."""
+        return self.em_monitored(data, messages)
+
     def messages_bound(self, data, messages):
         """Lower bound on the log evidence."""
-        spectra = structure.spectra(self.factors.reduced, self._effective(messages.weights))
-        return self._evaluate_bound(data, messages, spectra, ())[1]
+        return self._evaluate_bound(data, messages, ())[1]
 
     def messages_finish(self, data, messages):
         """The mean-field posterior and its bound."""
@@ -455,7 +512,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         if self.scale_prior is None:
             raise ValueError("MCMC on KroneckerSBL needs a proper scale_prior, got None (flat)")
         if self._learns_noise and self.noise_prior is None:
-            raise ValueError("MCMC on KroneckerSBL needs a proper noise_prior where the noise is learned, got None")
+            raise ValueError(
+                "MCMC on KroneckerSBL needs a proper noise_prior where the noise is learned, got None"
+            )
 
     def _site_units(self, data):
         """Units of the sites of the NumPyro model over those of the scaled problem."""
@@ -476,14 +535,19 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         ]
         noise = data.noise_variance
         if self._learns_noise:
-            noise = numpyro.sample("noise_variance", priors.distribution_of(self.noise_prior)) / noise_unit
+            noise = (
+                numpyro.sample("noise_variance", priors.distribution_of(self.noise_prior))
+                / noise_unit
+            )
         logs = [
             self._log_scales(w, unit, strength, mask)
             for w, unit, strength, mask in zip(
                 weights, scale_unit, self.factors.strengths, self.factors.masks, strict=True
             )
         ]
-        value = structure.log_evidence(tuple(logs), jnp.log(noise), self.factors.reduced, data.measurements)
+        value = structure.log_evidence(
+            tuple(logs), jnp.log(noise), self.factors.reduced, data.measurements
+        )
         numpyro.factor("log_evidence", value - self.log_unit(data))
 
     @staticmethod
@@ -499,12 +563,16 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         weights = self._start_weights(data, key, 0, initial)
         jitter = 1.0 if initial is None else 0.1
         sites = {
-            f"scales_{g}": jnp.where(w > 0, w, 1.0) * unit * jnp.exp(jitter * jax.random.normal(k, w.shape, dtype))
+            f"scales_{g}": jnp.where(w > 0, w, 1.0)
+            * unit
+            * jnp.exp(jitter * jax.random.normal(k, w.shape, dtype))
             for g, (w, unit, k) in enumerate(zip(weights, scale_unit, keys[1:], strict=True))
         }
         if self._learns_noise:
             noise = self._start_noise(data, initial) * noise_unit
-            sites["noise_variance"] = noise * jnp.exp(jitter * jax.random.normal(keys[0], (), dtype))
+            sites["noise_variance"] = noise * jnp.exp(
+                jitter * jax.random.normal(keys[0], (), dtype)
+            )
         return sites
 
     def mcmc_conditional(self, data, sites):

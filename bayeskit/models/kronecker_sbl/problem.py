@@ -136,11 +136,15 @@ def check_finite(name, array):
 def check_dictionaries(dictionaries):
     """The dictionaries as a tuple, arrays as they were given."""
     if isinstance(dictionaries, (np.ndarray, jax.Array, xr.DataArray)) and dictionaries.ndim == 2:
-        raise TypeError("dictionaries must be a sequence of matrices, got one matrix; write (matrix,)")
+        raise TypeError(
+            "dictionaries must be a sequence of matrices, got one matrix; write (matrix,)"
+        )
     try:
         dictionaries = tuple(dictionaries)
     except TypeError:
-        raise TypeError(f"dictionaries must be a sequence of matrices, got {type(dictionaries).__name__}") from None
+        raise TypeError(
+            f"dictionaries must be a sequence of matrices, got {type(dictionaries).__name__}"
+        ) from None
     if not dictionaries:
         raise ValueError("dictionaries is empty; at least one matrix is expected")
     checked = []
@@ -150,7 +154,9 @@ def check_dictionaries(dictionaries):
         if not is_numeric(values):
             raise TypeError(f"{name} must be real or complex, got {values.dtype}")
         if values.ndim != 2 or 0 in values.shape:
-            raise ValueError(f"{name} must be a non-empty matrix (M_{i}, N_{i}), got shape {values.shape}")
+            raise ValueError(
+                f"{name} must be a non-empty matrix (M_{i}, N_{i}), got shape {values.shape}"
+            )
         check_finite(name, values)
         if not np.any(np.asarray(values)):
             raise ValueError(f"{name} is zero everywhere: it carries no information")
@@ -163,7 +169,9 @@ def check_noise_variance(value):
     if value is None:
         return None
     if isinstance(value, bool) or np.ndim(value) or np.iscomplexobj(value) or not np.isreal(value):
-        raise TypeError(f"noise_variance must be a positive number or None (learned), got {value!r}")
+        raise TypeError(
+            f"noise_variance must be a positive number or None (learned), got {value!r}"
+        )
     value = float(value)
     if not 0 < value < np.inf:
         raise ValueError(
@@ -179,7 +187,9 @@ def check_coupling(coupling, axes):
         return None
     strengths = np.asarray(coupling, dtype=float)
     if strengths.shape != (axes,) or not np.all(np.isfinite(strengths)) or np.any(strengths < 0):
-        raise ValueError(f"coupling must have {axes} finite numbers >= 0, one an axis, got {coupling!r}")
+        raise ValueError(
+            f"coupling must have {axes} finite numbers >= 0, one an axis, got {coupling!r}"
+        )
     return tuple(float(strength) for strength in strengths)
 
 
@@ -187,17 +197,26 @@ def check_groups(scales, dictionaries, coupling):
     """The groups of axes that ``scales`` means."""
     axes = len(dictionaries)
     if isinstance(scales, str):
-        named = {"kronecker": tuple((i,) for i in range(axes)), "unstructured": (tuple(range(axes)),)}
+        named = {
+            "kronecker": tuple((i,) for i in range(axes)),
+            "unstructured": (tuple(range(axes)),),
+        }
         if scales not in named:
-            raise ValueError(f"scales must be 'kronecker', 'unstructured' or groups of axes, got {scales!r}")
+            raise ValueError(
+                f"scales must be 'kronecker', 'unstructured' or groups of axes, got {scales!r}"
+            )
         groups = named[scales]
     else:
         try:
             groups = tuple(tuple(int(axis) for axis in group) for group in scales)
         except TypeError:
-            raise TypeError(f"scales must be a name or groups of axes such as ((0, 1), (2,)), got {scales!r}") from None
+            raise TypeError(
+                f"scales must be a name or groups of axes such as ((0, 1), (2,)), got {scales!r}"
+            ) from None
         if sorted(axis for group in groups for axis in group) != list(range(axes)) or () in groups:
-            raise ValueError(f"scales must group every axis 0 … {axes - 1} exactly once, got {scales!r}")
+            raise ValueError(
+                f"scales must group every axis 0 … {axes - 1} exactly once, got {scales!r}"
+            )
     for group in groups:
         entries = math.prod(math.prod(values_of(dictionaries[axis]).shape) for axis in group)
         if len(group) > 1 and entries > _DENSE_GROUP_ENTRIES:
@@ -206,14 +225,21 @@ def check_groups(scales, dictionaries, coupling):
                 f"{_DENSE_GROUP_ENTRIES:.0e} are possible: use scales='kronecker' or smaller groups"
             )
         if len(group) > 1 and coupling is not None and any(coupling[axis] for axis in group):
-            raise ValueError(f"coupling acts on single axes; the grouped axes {group} need strength 0, got {coupling}")
+            raise ValueError(
+                f"coupling acts on single axes; the grouped axes {group} need strength 0, got {coupling}"
+            )
     return groups
 
 
 def working_type(dictionaries, tensor):
     """Floating-point types (real, of the data) that the problem is computed in."""
     joint = jnp.result_type(*(values_of(d).dtype for d in dictionaries), tensor.dtype)
-    kinds = {"float32": "float32", "complex64": "complex64", "float16": "float32", "bfloat16": "float32"}
+    kinds = {
+        "float32": "float32",
+        "complex64": "complex64",
+        "float16": "float32",
+        "bfloat16": "float32",
+    }
     complex_data = jnp.issubdtype(joint, jnp.complexfloating)
     name = kinds.get(joint.name, "complex128" if complex_data else "float64")
     return jnp.finfo(name).dtype, jnp.dtype(name)
@@ -236,16 +262,19 @@ def prepare_factors(dictionaries, groups, coupling, layout, dtype, real_dtype):
             matrix = matrix.astype(dtype if np.iscomplexobj(matrix) else real_dtype)
             _warn_about_columns(axis, matrix)
             peak = np.max(np.abs(matrix))
-            size = float(np.sqrt(np.sum(np.abs(matrix / peak).astype(float) ** 2) / matrix.shape[0]))
+            size = float(
+                np.sqrt(np.sum(np.abs(matrix / peak).astype(float) ** 2) / matrix.shape[0])
+            )
             scaled.append(matrix / peak / size)
             unit *= float(peak) * size
-        dense = functools.reduce(np.kron, scaled).astype(scaled[0].dtype if len(scaled) == 1 else None)
+        dense = functools.reduce(np.kron, scaled).astype(
+            scaled[0].dtype if len(scaled) == 1 else None
+        )
         original.append(jnp.asarray(dense))
         masks.append(jnp.asarray(np.any(dense != 0, axis=0), real_dtype))
         units.append(unit)
         strengths.append(coupling[group[0]] if coupling is not None else 0.0)
-    empty = jnp.zeros((1, *(matrix.shape[0] for matrix in original)), dtype)
-    reduced, _, rotations = structure.compress(original, empty)
+    rotations, reduced = structure.reduce_factors(original)
     return Factors(
         reduced,
         tuple(original),
@@ -290,15 +319,21 @@ def check_tensor(data, dictionaries, batch):
     if not is_numeric(tensor):
         raise TypeError(f"data must be real or complex numbers, got {tensor.dtype}")
     if tensor.size == 0:
-        raise ValueError(f"data is empty, shape {tensor.shape}; {wanted} or {with_snapshots} is expected")
+        raise ValueError(
+            f"data is empty, shape {tensor.shape}; {wanted} or {with_snapshots} is expected"
+        )
     own = tensor.shape[len(lead) :]
     if own not in (rows, (*own[:1], *rows)) or len(tensor.shape) < len(lead):
         hint = ""
         if len(rows) > 1 and own == (math.prod(rows),):
-            hint = f"; a flattened row-major vector becomes one by data.reshape({wanted.strip('()')})"
+            hint = (
+                f"; a flattened row-major vector becomes one by data.reshape({wanted.strip('()')})"
+            )
         elif sorted(own) == sorted(rows):
             hint = "; the axes are in another order: transpose the data or reorder the dictionaries"
-        raise ValueError(f"data has shape {tensor.shape}; {wanted} or {with_snapshots} is expected{hint}")
+        raise ValueError(
+            f"data has shape {tensor.shape}; {wanted} or {with_snapshots} is expected{hint}"
+        )
     if jnp.issubdtype(tensor.dtype, jnp.complexfloating) is False and any(
         np.iscomplexobj(values_of(d)) for d in dictionaries
     ):
@@ -307,8 +342,14 @@ def check_tensor(data, dictionaries, batch):
             "imaginary parts of the dictionary as rows"
         )
     names = [d.dims[0] for d in dictionaries if isinstance(d, xr.DataArray)]
-    if isinstance(data, xr.DataArray) and len(names) == len(dictionaries) and data.dims[-len(rows) :] != tuple(names):
-        raise ValueError(f"data has dims {data.dims}; its last must be the dictionaries' first, {tuple(names)}")
+    if (
+        isinstance(data, xr.DataArray)
+        and len(names) == len(dictionaries)
+        and data.dims[-len(rows) :] != tuple(names)
+    ):
+        raise ValueError(
+            f"data has dims {data.dims}; its last must be the dictionaries' first, {tuple(names)}"
+        )
     return tensor, own != rows
 
 
@@ -349,8 +390,10 @@ def prepare_observations(tensor, factors, noise_variance, dtype):
         tensor = tensor[None]
     unit = _root_mean_square(tensor)
     scaled = factors.layout.group(tensor / unit)
-    _, measurements, _ = structure.compress(factors.original, scaled)
-    known = jnp.asarray(jnp.nan if noise_variance is None else noise_variance, unit.dtype) / unit / unit
+    measurements = structure.compress(factors.rotations, scaled)
+    known = (
+        jnp.asarray(jnp.nan if noise_variance is None else noise_variance, unit.dtype) / unit / unit
+    )
     return Observations(measurements, scaled, unit, known)
 
 
@@ -392,8 +435,10 @@ def prepare(model, data, batch):
     factors = prepare_factors(dictionaries, groups, model.coupling, layout, dtype, real_dtype)
     one = functools.partial(_prepare_observations, noise_variance=model.noise_variance, dtype=dtype)
     device_tensor = tensor if is_distributed(tensor) else jnp.asarray(tensor)
-    observations = _prepare_batch(device_tensor, factors, model.noise_variance, dtype) if batch else one(
-        device_tensor, factors
+    observations = (
+        _prepare_batch(device_tensor, factors, model.noise_variance, dtype)
+        if batch
+        else one(device_tensor, factors)
     )
     check_units(observations.unit, factors, model.noise_variance, real_dtype)
     labels = make_labels(data, dictionaries, layout, batch)
@@ -401,7 +446,10 @@ def prepare(model, data, batch):
     tables = {
         "observed_data": {"y": ((*lead, *labels.dims["y"]), tensor)},
         "constant_data": {
-            f"dictionary_{i}": ((labels.dims["y"][i + snapshots], labels.dims["coefficients"][i + snapshots]), values_of(d))
+            f"dictionary_{i}": (
+                (labels.dims["y"][i + snapshots], labels.dims["coefficients"][i + snapshots]),
+                values_of(d),
+            )
             for i, d in enumerate(dictionaries)
         },
     }
@@ -426,15 +474,21 @@ def prediction_inputs(inputs, factors, labels):
     inputs = check_dictionaries(inputs)
     shapes = tuple(values_of(d).shape for d in inputs)
     if tuple(shape[1] for shape in shapes) != layout.columns:
-        raise ValueError(f"inputs must have {layout.columns} columns, one matrix an axis, got shapes {shapes}")
+        raise ValueError(
+            f"inputs must have {layout.columns} columns, one matrix an axis, got shapes {shapes}"
+        )
     dtype = factors.reduced[0].dtype
     new_factors = []
     for group, unit in zip(layout.groups, np.asarray(factors.units), strict=True):
-        dense = functools.reduce(np.kron, [np.asarray(values_of(inputs[axis])) for axis in group]) / unit
+        dense = (
+            functools.reduce(np.kron, [np.asarray(values_of(inputs[axis])) for axis in group])
+            / unit
+        )
         new_factors.append(jnp.asarray(dense, jnp.result_type(dtype, dense.dtype)))
     lead = labels.dims["y"][:1] if layout.snapshots else ()
     dims = tuple(
-        d.dims[0] if isinstance(d, xr.DataArray) else f"prediction_{i}" for i, d in enumerate(inputs)
+        d.dims[0] if isinstance(d, xr.DataArray) else f"prediction_{i}"
+        for i, d in enumerate(inputs)
     )
     return (*lead, *dims), NewFactors(tuple(new_factors), tuple(shape[0] for shape in shapes))
 
@@ -442,7 +496,11 @@ def prediction_inputs(inputs, factors, labels):
 def sample_prior(model, key):
     """Parameters by site, and measurements, from the priors in the user's own units."""
     scale_prior = priors.simulable("scale_prior", model.scale_prior)
-    noise_prior = None if model.noise_variance is not None else priors.simulable("noise_prior", model.noise_prior)
+    noise_prior = (
+        None
+        if model.noise_variance is not None
+        else priors.simulable("noise_prior", model.noise_prior)
+    )
     shapes = [values_of(d).shape for d in model.dictionaries]
     groups = check_groups(model.scales, model.dictionaries, model.coupling)
     layout = Layout(groups, tuple(s[0] for s in shapes), tuple(s[1] for s in shapes), False)
@@ -454,17 +512,28 @@ def sample_prior(model, key):
             scale_prior.sample(k, (math.prod(layout.columns[axis] for axis in group),))
             for k, group in zip(keys[3:], groups, strict=True)
         ]
-        scales = [updates.couple(w, strengths[group[0]]) for w, group in zip(weights, groups, strict=True)]
-        noise = jnp.asarray(model.noise_variance if noise_prior is None else noise_prior.sample(keys[0]))
+        scales = [
+            updates.couple(w, strengths[group[0]]) for w, group in zip(weights, groups, strict=True)
+        ]
+        noise = jnp.asarray(
+            model.noise_variance if noise_prior is None else noise_prior.sample(keys[0])
+        )
         roots = structure.outer([jnp.sqrt(scale) for scale in scales])
-        coefficients = layout.ungroup(roots * jax.random.normal(keys[1], roots.shape, dtype), layout.columns)
+        coefficients = layout.ungroup(
+            roots * jax.random.normal(keys[1], roots.shape, dtype), layout.columns
+        )
         dictionaries = [jnp.asarray(values_of(d)) for d in model.dictionaries]
         clean = kronecker_multiply(dictionaries, coefficients)
         data = clean + jnp.sqrt(noise) * jax.random.normal(keys[2], clean.shape, dtype)
         parameters = {"coefficients": coefficients, **normalised_scales(scales, layout)}
         if noise_prior is not None:
             parameters["noise_variance"] = noise
-        return to_host(jax.tree.map(lambda leaf: leaf.astype(dtype if jnp.iscomplexobj(leaf) else real_dtype), (parameters, data)))
+        return to_host(
+            jax.tree.map(
+                lambda leaf: leaf.astype(dtype if jnp.iscomplexobj(leaf) else real_dtype),
+                (parameters, data),
+            )
+        )
 
 
 def normalised_scales(scales, layout):

@@ -108,27 +108,26 @@ def sum_except(tensor, axis):
     return jnp.sum(tensor, axis=tuple(i for i in range(tensor.ndim) if i != axis))
 
 
-def compress(factors, tensor):
-    """Rotate every axis that is longer than its factor is wide onto the factor's range.
+def reduce_factors(factors):
+    """Orthonormal bases (M_i, m_i) of the ranges of factors with more rows than columns, ``None``
+    for the others, and the factors (m_i, N_i) in these bases, ``m_i <= N_i``."""
+    pairs = [
+        safe.qr(factor) if factor.shape[0] > factor.shape[1] else (None, factor)
+        for factor in factors
+    ]
+    rotations, reduced = zip(*pairs, strict=True)
+    return rotations, reduced
 
-    Returns the reduced factors (m_i, N_i) with ``m_i <= N_i``, the :class:`Measurements`, and
-    the rotations (M_i, m_i), ``None`` where an axis stays as it is.
-    """
-    rotations, reduced = [], []
-    for factor in factors:
-        rows, columns = factor.shape
-        q, r = jnp.linalg.qr(factor) if rows > columns else (None, factor)
-        rotations.append(q)
-        reduced.append(r)
-    tall = [q is not None for q in rotations]
-    size = math.prod(tensor.shape[1:])
-    if not any(tall):
-        zero = jnp.zeros((), tensor.real.dtype)
-        return tuple(reduced), Measurements(tensor, zero, zero), tuple(rotations)
+
+def compress(rotations, tensor) -> Measurements:
+    """Rotate every axis that is longer than its factor is wide onto the factor's range."""
+    zero = jnp.zeros((), tensor.real.dtype)
+    if all(q is None for q in rotations):
+        return Measurements(tensor, zero, zero)
     rotated = rotate(rotations, tensor, adjoint=True)
     outside = tensor - rotate(rotations, rotated)
-    excess = jnp.asarray(size - math.prod(rotated.shape[1:]), tensor.real.dtype)
-    return tuple(reduced), Measurements(rotated, jnp.sum(jnp.abs(outside) ** 2), excess), tuple(rotations)
+    excess = zero + (math.prod(tensor.shape[1:]) - math.prod(rotated.shape[1:]))
+    return Measurements(rotated, jnp.sum(jnp.abs(outside) ** 2), excess)
 
 
 def rotate(rotations, tensor, adjoint=False):
@@ -198,7 +197,12 @@ def statistics(spectra_, noise_variance, measurements, axes=None) -> Statistics:
     power = jnp.abs(white.rotated) ** 2
     size = math.prod(tensor.shape[1:]) + excess
     log_evidence = -kappa * (
-        snapshots * (size * math.log(math.pi / kappa) + jnp.sum(jnp.log(white.total)) + excess * jnp.log(noise_variance))
+        snapshots
+        * (
+            size * math.log(math.pi / kappa)
+            + jnp.sum(jnp.log(white.total))
+            + excess * jnp.log(noise_variance)
+        )
         + jnp.sum(power / white.total)
         + residual / noise_variance
     )
@@ -209,7 +213,9 @@ def statistics(spectra_, noise_variance, measurements, axes=None) -> Statistics:
         mean = rotate(one_axis, white.whitened_mean)
         signal.append(sum_except(jnp.abs(mean) ** 2, axis + 1))
         leverage.append(snapshots * jnp.abs(right) ** 2 @ sum_except(white.fraction, axis))
-    noise_signal = jnp.sum(power / white.total * (noise_variance / white.total)) + residual / noise_variance
+    noise_signal = (
+        jnp.sum(power / white.total * (noise_variance / white.total)) + residual / noise_variance
+    )
     noise_leverage = snapshots * (jnp.sum(noise_variance / white.total) + excess)
     return Statistics(log_evidence, tuple(signal), tuple(leverage), noise_signal, noise_leverage)
 
@@ -258,7 +264,9 @@ def posterior_variance(factors, scales, noise_variance):
     that the data leave untouched is a difference, exact to ``eps`` times the prior variance.
     """
     roots = [factor * jnp.sqrt(scale) for factor, scale in zip(factors, scales, strict=True)]
-    full = all(n <= max(_FULL_BASIS_COLUMNS, _FULL_BASIS_RATIO * m) for m, n in (r.shape for r in roots))
+    full = all(
+        n <= max(_FULL_BASIS_COLUMNS, _FULL_BASIS_RATIO * m) for m, n in (r.shape for r in roots)
+    )
     decomposed = [safe.svd(root, full_matrices=full) for root in roots]
     eigenvalues = outer([values**2 for _, values, _ in decomposed])
     remaining = noise_variance / (eigenvalues + noise_variance)
@@ -289,7 +297,9 @@ def posterior_sample(key, factors, scales, noise_variance, measurements):
     simulated = singular * kronecker_multiply([s.right.conj().T for s in decomposed], prior)
     simulated = simulated + jnp.sqrt(noise_variance) * noise
     gain = singular / white.total
-    draw = prior + kronecker_multiply([s.right for s in decomposed], gain * (white.rotated - simulated))
+    draw = prior + kronecker_multiply(
+        [s.right for s in decomposed], gain * (white.rotated - simulated)
+    )
     return draw * outer([jnp.sqrt(scale) for scale in scales])
 
 
@@ -325,7 +335,9 @@ def leave_one_out(factors, scales, noise_variance, tensor):
     """
     left, eigenvalues = [], []
     for factor, scale in zip(factors, scales, strict=True):
-        u, values, _ = safe.svd(factor * jnp.sqrt(scale), full_matrices=factor.shape[0] > factor.shape[1])
+        u, values, _ = safe.svd(
+            factor * jnp.sqrt(scale), full_matrices=factor.shape[0] > factor.shape[1]
+        )
         left.append(u)
         eigenvalues.append(jnp.pad(values**2, (0, u.shape[1] - values.shape[0])))
     inverse = 1.0 / (outer(eigenvalues) + noise_variance)

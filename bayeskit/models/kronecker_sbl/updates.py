@@ -71,7 +71,9 @@ def scale_update(weights, scales, strength, signal, leverage, size, prior, kappa
     determined = denominator > 0
     ratio = jnp.where(determined, numerator / jnp.where(determined, denominator, 1.0), 1.0)
     # With coupling only the root is known never to lower the objective.
-    power = 0.5 if kind == "convex" else jnp.where((kind == "expectation") & (strength > 0), 0.5, 1.0)
+    power = (
+        0.5 if kind == "convex" else jnp.where((kind == "expectation") & (strength > 0), 0.5, 1.0)
+    )
     return jnp.where(positive, weights * ratio**power, 0.0)
 
 
@@ -136,10 +138,21 @@ def alternating(second_moments, weights, strengths, masks, priors, kappa, snapsh
             size = snapshots * count.astype(target.dtype)
             # Second moments play the signal, against the whole slice.
             weights[axis] = scale_update(
-                weights[axis], scales[axis], strengths[axis], snapshots * target - size, 0.0 * target, size,
-                priors[axis], kappa, "expectation",
+                weights[axis],
+                scales[axis],
+                strengths[axis],
+                snapshots * target - size,
+                0.0 * target,
+                size,
+                priors[axis],
+                kappa,
+                "expectation",
             )
-        change = jnp.max(jnp.stack([_relative_change(new, old) for new, old in zip(weights, before, strict=True)]))
+        change = jnp.max(
+            jnp.stack(
+                [_relative_change(new, old) for new, old in zip(weights, before, strict=True)]
+            )
+        )
         return tuple(weights), change, sweep + 1
 
     def unfinished(carry):

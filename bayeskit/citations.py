@@ -1,0 +1,49 @@
+"""What to cite."""
+
+import inspect
+
+_MODELS = {
+    "KroneckerSBL": """@article{he2024kronecker,
+  author  = {He, Yanbin and Joseph, Geethu},
+  title   = {Bayesian Algorithms for {K}ronecker-Structured Sparse Vector Recovery With Application
+             to {IRS-MIMO} Channel Estimation},
+  journal = {IEEE Transactions on Signal Processing},
+  year    = {2024},
+  note    = {arXiv:2307.14719},
+}""",
+}
+_METHODS = {
+    "MCMC": """@article{hoffman2014nuts,
+  author  = {Hoffman, Matthew D. and Gelman, Andrew},
+  title   = {The No-{U}-Turn Sampler: Adaptively Setting Path Lengths in {H}amiltonian {M}onte {C}arlo},
+  journal = {Journal of Machine Learning Research},
+  volume  = {15},
+  year    = {2014},
+}
+
+@article{phan2019composable,
+  author  = {Phan, Du and Pradhan, Neeraj and Jankowiak, Martin},
+  title   = {Composable Effects for Flexible and Accelerated Probabilistic Programming in {NumPyro}},
+  journal = {arXiv:1912.11554},
+  year    = {2019},
+}""",
+}
+
+
+def cite(obj) -> str:
+    """BibTeX entries for a model, a method, or a posterior (both of its).
+
+    Examples
+    --------
+    >>> import bayeskit as bk
+    >>> "hoffman2014nuts" in bk.cite(bk.inference.MCMC())
+    True
+    """
+    parts = [obj.model, obj.method] if hasattr(obj, "approximation") else [obj]
+    names = [part.__name__ if inspect.isclass(part) else type(part).__name__ for part in parts]
+    entries = [table[name] for name in names for table in (_MODELS, _METHODS) if name in table]
+    if not entries:
+        raise TypeError(
+            f"nothing to cite for {names[0]}; known are {sorted(_MODELS) + sorted(_METHODS)}"
+        )
+    return "\n\n".join(entries)

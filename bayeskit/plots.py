@@ -1,0 +1,292 @@
+"""Pictures that ArviZ has not: images with their uncertainty, sparse supports, convergence.
+
+Every function returns a matplotlib figure and shows or saves nothing. For traces, ranks, forests,
+densities and the like give ``posterior.to_datatree()`` to ``arviz_plots``.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bayeskit.metrics import psnr
+
+_BAR_LENGTH = 0.8
+
+
+def plot_image_posterior(
+    mean: Any,
+    standard_deviation: Any,
+    *,
+    truth: Any = None,
+    baseline: Any = None,
+    baseline_label: str = "minimum norm",
+    title: str | None = None,
+    unit: str = "intensity",
+    data_range: float | None = None,
+) -> Figure:
+    """An image's posterior: mean, standard deviation and, with the truth, errors.
+
+    Parameters
+    ----------
+    mean, standard_deviation : array (rows, columns)
+        Of the pixels. Coefficients of a transform are correlated in the posterior, so take both
+        from transformed draws.
+    truth : array (rows, columns), optional
+        Adds the truth, the error of the mean, and the error in standard deviations.
+    baseline : array (rows, columns), optional
+        Another reconstruction, shown on the grey scale of the mean.
+    baseline_label : str
+        Its name.
+    title : str, optional
+        Above all panels.
+    unit : str
+        Of the pixels, on the colour bars.
+    data_range : float, optional
+        Largest possible difference of two pixels, for peak signal-to-noise ratios; that of the
+        truth by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If an array is not of the mean's shape.
+    """
+    import matplotlib.pyplot as plt
+
+    mean, standard_deviation = np.asarray(mean, float), np.asarray(standard_deviation, float)
+    if mean.ndim != 2:
+        raise ValueError(f"mean: got shape {mean.shape}; expected an image (rows, columns)")
+    for name, image in (
+        ("standard_deviation", standard_deviation),
+        ("truth", truth),
+        ("baseline", baseline),
+    ):
+        if image is not None and np.shape(image) != mean.shape:
+            raise ValueError(f"{name}: got shape {np.shape(image)}; expected {mean.shape}")
+
+    reference = mean if truth is None else np.asarray(truth, float)
+    low, high = float(reference.min()), float(reference.max())
+    data_range = high - low if data_range is None else data_range
+    grey = {"cmap": "gray", "vmin": low, "vmax": high}
+    panels: list[tuple[str, np.ndarray, dict[str, Any], str]] = []
+    if truth is not None:
+        panels.append(("truth", reference, grey, unit))
+    if baseline is not None:
+        baseline = np.asarray(baseline, float)
+        name = baseline_label + _decibels(truth, baseline, data_range)
+        panels.append((name, baseline, grey, unit))
+    panels.append(("posterior mean" + _decibels(truth, mean, data_range), mean, grey, unit))
+    shallow, deep = (float(q) for q in np.quantile(standard_deviation, [0.005, 0.995]))
+    spread = {"cmap": "viridis", "vmin": shallow, "vmax": deep if deep > shallow else shallow + 1}
+    panels.append(("posterior standard deviation", standard_deviation, spread, unit))
+    if truth is not None:
+        error = mean - reference
+        # A few pixels on edges are far off; the colours are for all the others.
+        limit = float(np.quantile(np.abs(error), 0.995)) or 1.0
+        signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        panels.append(("error: mean − truth", error, signed, unit))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            standardised = np.nan_to_num(error / standard_deviation, posinf=0.0, neginf=0.0)
+        inside = float(np.mean(np.abs(standardised) < 1))
+        name = f"error / standard deviation\n{inside:.0%} of pixels within ±1 (normal: 68 %)"
+        panels.append((name, standardised, {"cmap": "RdBu_r", "vmin": -3, "vmax": 3}, "sd"))
+
+    columns = 3 if len(panels) > 2 else len(panels)
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.0 * columns, 3.7 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (name, image, style, label) in zip(axes.flat, panels, strict=False):
+        shown = axis.imshow(image, interpolation="nearest", **style)
+        beyond = _beyond(image, style["vmin"], style["vmax"])
+        bar = figure.colorbar(shown, ax=axis, shrink=_BAR_LENGTH, label=label, extend=beyond)
+        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+        axis.set_title(name, fontsize=11)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if title is not None:
+        figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def plot_support(
+    posterior: Any, *, max_coefficients: int = 30, probability: float = 0.95, key: Any = 0
+) -> Figure:
+    """What a sparse fit found: the coefficients in its support, and the scale factors.
+
+    Parameters
+    ----------
+    posterior : KroneckerSBLPosterior
+        Of one data set.
+    max_coefficients : int
+        Coefficients to show: those of largest ``|mean| / sd``, in the order of their indices, with
+        the interval of ``probability``. Of complex coefficients the modulus, with the radius of
+        their disc of that probability.
+    probability : float
+        Of intervals and support, in (0, 1).
+    key : int or JAX key
+        For the draws behind the intervals of scale factors, where those are not plugged in.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        For the posterior of a batch, or of a model without coefficients and scales.
+    """
+    import matplotlib.pyplot as plt
+    from scipy.stats import norm
+
+    _require_one_data_set("plot_support", posterior)
+    mean = posterior.mean
+    scales = [name for name in mean if name.startswith("scales_")]
+    if "coefficients" not in mean or not scales:
+        raise TypeError(f"plot_support shows coefficients and scales; the sites are {list(mean)}")
+    supported = posterior.support(probability)
+    center = np.asarray(mean["coefficients"])
+    spread = np.sqrt(np.asarray(posterior.variance["coefficients"]))
+    complex_valued = np.iscomplexobj(center)
+    radius = np.sqrt(-np.log1p(-probability)) if complex_valued else norm.ppf(0.5 + probability / 2)
+
+    figure = plt.figure(figsize=(max(7.5, 2.6 * len(scales)), 6.4), layout="constrained")
+    grid = figure.add_gridspec(2, len(scales))
+    top = figure.add_subplot(grid[0, :])
+    score = np.abs(center) / np.where(spread > 0, spread, np.inf)
+    chosen = np.sort(np.argsort(-score, axis=None, kind="stable")[:max_coefficients])
+    positions = np.arange(len(chosen))
+    values = np.abs(center.ravel()[chosen]) if complex_valued else center.ravel()[chosen]
+    flags = supported.ravel()[chosen]
+    for kept, colour, name in (
+        (flags, "C0", f"interval excludes zero ({int(supported.sum())} in all)"),
+        (~flags, "0.6", "interval includes zero"),
+    ):
+        if kept.any():
+            widths = radius * spread.ravel()[chosen][kept]
+            style = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour, "label": name}
+            top.errorbar(positions[kept], values[kept], yerr=widths, **style)
+    top.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
+    indices = (np.unravel_index(int(i), center.shape) for i in chosen)
+    labels = [", ".join(str(int(i)) for i in index) for index in indices]
+    top.set_xticks(positions, labels, rotation=90, fontsize=8)
+    top.set_xlabel("index")
+    top.set_ylabel("|coefficient|" if complex_valued else "coefficient")
+    top.set_title(
+        f"{len(chosen)} of {center.size} coefficients: mean and {probability:.0%} "
+        + ("disc radius" if complex_valued else "interval"),
+        fontsize=11,
+    )
+    top.legend(fontsize=9)
+
+    plugged_in = posterior.plugged_in
+    draws = None
+    if any(name not in plugged_in for name in scales):
+        draws = posterior.sample(key, 400)
+    for position, name in enumerate(scales):
+        axis = figure.add_subplot(grid[1, position])
+        factor = np.asarray(mean[name]).ravel()
+        tail = (1 - probability) / 2
+        if draws is None or name in plugged_in:
+            axis.plot(factor, "o", markersize=3)
+            kind = "estimate"
+        else:
+            sampled = np.asarray(draws[name]).reshape(len(draws[name]), -1)
+            low, middle, high = np.quantile(sampled, [tail, 0.5, 1 - tail], axis=0)
+            lengths = np.stack([middle - low, high - middle])
+            axis.errorbar(np.arange(len(middle)), middle, lengths, fmt="o", markersize=3, capsize=1)
+            kind = f"median, {probability:.0%} interval"
+        if np.any(factor > 0):
+            axis.set_yscale("log")
+        axis.set_title(f"{name}\n{kind}", fontsize=10)
+        dims = posterior.prepared.labels.dims[name]
+        axis.set_xlabel(" × ".join(map(str, dims)))
+        if position == 0:
+            axis.set_ylabel("prior variance factor")
+    return figure
+
+
+def plot_convergence(posterior: Any) -> Figure:
+    """How a fit ended: objective and change an iteration, or the chains' log evidence.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Of one data set.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        For the posterior of a batch, or where the method keeps no trace.
+    """
+    import matplotlib.pyplot as plt
+
+    _require_one_data_set("plot_convergence", posterior)
+    status = posterior.convergence
+    method = type(posterior.method).__name__
+    ended = "converged" if status.converged else "NOT converged"
+    if "optimization" in posterior.trace:
+        trace = posterior.trace["optimization"]
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
+        steps = np.arange(1, len(trace["objective"]) + 1)
+        left.plot(steps, trace["objective"], ".-", markersize=3)
+        left.set_ylabel("objective (nats)")
+        left.set_title("objective before each iteration", fontsize=11)
+        # The first iterations gain thousands of nats; what matters is whether the last ones do.
+        tail = np.asarray(trace["objective"])[len(steps) // 4 :]
+        if len(tail) > 3 and np.ptp(tail) > 0:
+            inset = left.inset_axes((0.45, 0.14, 0.5, 0.5))
+            inset.plot(steps[len(steps) // 4 :], tail, linewidth=1)
+            inset.set_title("last three quarters", fontsize=8)
+            inset.tick_params(labelsize=7)
+        right.semilogy(steps, trace["change"], ".-", markersize=3)
+        tolerance = posterior.method.settings().get("tolerance")
+        if tolerance:
+            right.axhline(tolerance, color="C3", linewidth=1, label=f"tolerance {tolerance:g}")
+            right.legend(fontsize=9)
+        right.set_ylabel("relative change")
+        right.set_title("largest relative change of a site", fontsize=11)
+        for axis in (left, right):
+            axis.set_xlabel("iteration")
+    elif "log_evidence" in posterior.trace.get("sample_stats", {}):
+        chains = np.asarray(posterior.trace["sample_stats"]["log_evidence"])
+        figure, axis = plt.subplots(figsize=(9.0, 3.4), layout="constrained")
+        for number, chain in enumerate(chains):
+            axis.plot(chain, linewidth=0.7, label=f"chain {number}")
+        axis.set_xlabel("draw")
+        axis.set_ylabel("log evidence (nats)")
+        axis.legend(fontsize=9, ncols=4)
+        axis.set_title("log evidence of the hyper-parameters of each draw", fontsize=11)
+    else:
+        raise TypeError(f"plot_convergence: {method} keeps no trace")
+    figure.suptitle(f"{method} {ended}: {status.reason}", fontsize=11)
+    return figure
+
+
+def _require_one_data_set(function, posterior):
+    if posterior.batch is not None:
+        raise TypeError(f"{function} is for one data set, got a batch of {posterior.batch}")
+
+
+def _decibels(truth, image, data_range):
+    if truth is None or data_range <= 0:
+        return ""
+    return f": PSNR {psnr(truth, image, data_range):.1f} dB"
+
+
+def _beyond(image, low, high):
+    """Which ends of a colour bar are passed by pixels."""
+    below, above = bool(np.min(image) < low), bool(np.max(image) > high)
+    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
+        (below, above), "both"
+    )

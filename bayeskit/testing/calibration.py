@@ -1,0 +1,579 @@
+r"""Simulation-based calibration: are posteriors as wide as they should be, on average?
+
+Parameters are drawn from the prior, data from the parameters, and the posterior is computed. If
+it is right, the rank of the true value among L independent posterior draws is uniform on
+{0, …, L}, central intervals of probability p cover the truth with frequency p, and squared errors
+average the posterior variance. S. Talts et al., "Validating Bayesian inference algorithms with
+simulation-based calibration", 2018 (arXiv 1804.06788); test quantities of parameters and data
+jointly: M. Modrák et al., "Simulation-based calibration checking for Bayesian computation: the
+choice of test quantities shapes sensitivity", Bayesian Analysis, 2023; simultaneous bands:
+T. Säilynoja, P.-C. Bürkner and A. Vehtari, "Graphical test for discrete uniformity and its
+applications in goodness-of-fit evaluation and multiple sample comparison", Statistics and
+Computing, 2022.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from bayeskit.errors import ConvergenceWarning
+from bayeskit.inference.driver import infer_batch
+from bayeskit.precision import as_key, double_precision, to_host
+
+_INTERVALS = (0.5, 0.8, 0.9, 0.95)
+_ENTRIES = 16
+_NULL_SIMULATIONS = 4000
+_NULL_SEED = 214
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationResult:
+    """Where the truth lay in the posteriors of many simulated data sets.
+
+    Attributes
+    ----------
+    description : str
+        Model and method.
+    num_simulations, num_draws : int
+    ranks : dict of integer arrays (usable simulations, entries)
+        By site or test quantity: how many of the ``num_draws`` draws are below the true value.
+        Real and imaginary parts of complex sites are entries of their own.
+    entries : dict of lists of str
+        What the columns of ``ranks`` are.
+    squared_errors : dict of arrays (usable simulations, entries)
+        ``(truth - mean)² / variance``; for complex sites by complex entry.
+    widths : dict of arrays (usable simulations, entries)
+        Widths of the central 90 % intervals of the draws.
+    truths : dict of arrays (usable simulations, entries)
+    converged : bool array (num_simulations,)
+        Whether each fit met its method's criterion; those that did not are kept.
+    usable : bool array (num_simulations,)
+        Whether each posterior is finite; the others are in no statistic, and reported.
+    plugged_in : tuple of str
+        Sites that are point estimates: they have no draws, so nothing can be ranked.
+    reference : CalibrationResult or None
+        What widths are compared with.
+    """
+
+    description: str
+    num_simulations: int
+    num_draws: int
+    ranks: dict[str, Any]
+    entries: dict[str, list[str]]
+    squared_errors: dict[str, Any]
+    widths: dict[str, Any]
+    truths: dict[str, Any]
+    converged: Any
+    usable: Any
+    plugged_in: tuple[str, ...]
+    reference: Any = None
+
+    @property
+    def coverage(self) -> pd.DataFrame:
+        """Share of central intervals that hold the truth, over simulations and entries.
+
+        Index: site; columns: the intervals' probabilities. The statistical error of a share is in
+        :attr:`coverage_error`.
+        """
+        return self._by_interval(lambda shares: shares.mean())
+
+    @property
+    def coverage_error(self) -> pd.DataFrame:
+        """Standard errors of :attr:`coverage` if the posteriors are right.
+
+        Entries of one simulation depend on each other, so the error is that of the mean over
+        simulations of each simulation's own share, and at least that of equal shares ``p`` in
+        independent entries.
+        """
+        return self._by_interval(_clustered_error)
+
+    def _by_interval(self, reduce):
+        rows = {
+            site: {
+                p: float(reduce(_inside(ranks, self.num_draws, p).mean(axis=1))) for p in _INTERVALS
+            }
+            for site, ranks in self.ranks.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(_INTERVALS))
+
+    @property
+    def mean_z2(self) -> pd.Series:
+        """Mean of squared error over posterior variance by site; one if posteriors are right."""
+        return pd.Series(
+            {site: float(values.mean()) for site, values in self.squared_errors.items()},
+            dtype=float,
+        )
+
+    @property
+    def width_ratio(self) -> pd.Series:
+        """Median ratio of interval widths to the reference's, by site; NaN without a reference."""
+        ratios = dict.fromkeys(self.ranks, np.nan)
+        if self.reference is not None:
+            both = self.usable & self.reference.usable
+            for site in ratios:
+                if site in self.reference.widths:
+                    mine, theirs = (r.widths[site][both[r.usable]] for r in (self, self.reference))
+                    ratios[site] = float(np.median(mine / theirs))
+        return pd.Series(ratios, dtype=float)
+
+    @property
+    def p_values(self) -> pd.DataFrame:
+        """Tests of uniform ranks, by site: ``ecdf`` (largest exit from pointwise bands,
+        simulated null) and ``chi2`` (twenty bins or fewer).
+
+        Each is the smallest over the site's entries times their number (Bonferroni), at most 1.
+        """
+        rows = {}
+        for site, ranks in self.ranks.items():
+            ecdf = min(uniformity_p_value(column, self.num_draws) for column in ranks.T)
+            chi2 = min(_chi2_p_value(column, self.num_draws) for column in ranks.T)
+            rows[site] = {
+                name: min(1.0, p * ranks.shape[1]) for name, p in (("ecdf", ecdf), ("chi2", chi2))
+            }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["ecdf", "chi2"])
+
+    def table(self) -> pd.DataFrame:
+        """Everything in numbers, one row a site.
+
+        Columns: number of ``entries``; ``coverage_50`` … ``coverage_95`` and the standard error of
+        the 90 % one; ``mean_z2``; ``width_ratio``; ``p_ecdf`` and ``p_chi2``; ``note``. Plugged-in
+        sites are rows without numbers. ``table.attrs`` has the description, and how many
+        simulations there were, did not converge, and were not usable.
+        """
+        coverage, errors, p_values = self.coverage, self.coverage_error, self.p_values
+        z2, ratio = self.mean_z2, self.width_ratio
+        rows = {}
+        for site in self.ranks:
+            rows[site] = {
+                "entries": len(self.entries[site]),
+                **{f"coverage_{p:.0%}".rstrip("%"): coverage.loc[site, p] for p in _INTERVALS},
+                "coverage_90_error": errors.loc[site, 0.9],
+                "mean_z2": z2.get(site, np.nan),
+                "width_ratio": ratio[site],
+                "p_ecdf": p_values.loc[site, "ecdf"],
+                "p_chi2": p_values.loc[site, "chi2"],
+                "note": "",
+            }
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        for site in self.plugged_in:
+            table.loc[site, "note"] = "plugged in: no draws, not ranked"
+        table.attrs.update(
+            description=self.description,
+            simulations=self.num_simulations,
+            not_converged=int(np.sum(~self.converged)),
+            not_usable=int(np.sum(~self.usable)),
+        )
+        return table
+
+    def bands(self, probability: float = 0.95):
+        """Simultaneous bands of the share of ranks below each possible one.
+
+        Parameters
+        ----------
+        probability : float
+            That the ECDF of one entry stays inside everywhere, if its ranks are uniform.
+
+        Returns
+        -------
+        points, lower, upper : arrays (num_draws,)
+        """
+        count = int(np.sum(self.usable))
+        points, tails, null = _null(count, self.num_draws)
+        level = np.quantile(null, 1.0 - probability)
+        inside = tails > level
+        lower = np.argmax(inside, axis=0) / count
+        upper = (count - np.argmax(inside[::-1], axis=0)) / count
+        return points, lower, upper
+
+    def plot(self, sites: Sequence[str] | None = None, probability: float = 0.95):
+        """ECDF minus uniform with simultaneous bands, one panel a site and a line an entry.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        import matplotlib.pyplot as plt
+
+        sites = list(self.ranks) if sites is None else list(sites)
+        unknown = [site for site in sites if site not in self.ranks]
+        if unknown:
+            raise ValueError(f"sites has {unknown}; ranked are {list(self.ranks)}")
+        points, lower, upper = self.bands(probability)
+        figure, axes = plt.subplots(
+            1, len(sites), figsize=(3.2 * len(sites), 3.0), squeeze=False, sharey=True
+        )
+        for site, axis in zip(sites, axes[0], strict=True):
+            axis.fill_between(points, lower - points, upper - points, color="C0", alpha=0.2, lw=0)
+            for column in self.ranks[site].T:
+                axis.step(
+                    points, _ecdf(column, self.num_draws) - points, where="mid", color="C1", lw=0.8
+                )
+            axis.axhline(0.0, color="0.5", lw=0.5)
+            axis.set(title=site, xlabel="rank / draws", xlim=(0, 1))
+        axes[0, 0].set_ylabel("ECDF − uniform")
+        figure.suptitle(self.description, fontsize="small")
+        figure.tight_layout()
+        return figure
+
+    def to_datatree(self) -> xr.DataTree:
+        """Ranks as numbers in (0, 1), in the group ``prior_sbc`` that ArviZ's plots read.
+
+        For example ``arviz_plots.plot_ecdf_pit(result.to_datatree(), sample_dims="sample")``. A
+        rank r of L is a number drawn uniformly from ((r, r + 1) / (L + 1)), so that ArviZ's bands
+        for continuous numbers are exact.
+        """
+        generator = np.random.default_rng(_NULL_SEED)
+        variables = {
+            site: (
+                ("sample", f"{site}_entry"),
+                (ranks + generator.uniform(size=ranks.shape)) / (self.num_draws + 1),
+            )
+            for site, ranks in self.ranks.items()
+        }
+        coords = {f"{site}_entry": self.entries[site] for site in self.ranks}
+        return xr.DataTree.from_dict({"prior_sbc": xr.Dataset(variables, coords=coords)})
+
+    def __repr__(self):
+        counts = f"{self.num_simulations} simulations, {int(np.sum(~self.converged))} not converged"
+        return f"CalibrationResult({self.description}; {counts}, {int(np.sum(~self.usable))} not usable)"
+
+
+def calibrate(
+    model: Any,
+    method: Any,
+    *,
+    key: Any,
+    num_simulations: int = 200,
+    num_draws: int = 99,
+    batch_size: int | None = None,
+    sites: Sequence[str] | None = None,
+    quantities: Mapping[str, Callable] | None = None,
+    reference: CalibrationResult | None = None,
+) -> CalibrationResult:
+    """Simulation-based calibration of a method on a model, over the model's own priors.
+
+    Parameters
+    ----------
+    model : AbstractModel
+        With proper priors that do not depend on the data.
+    method : AbstractMethod
+        Of a sampler, effective samples should be as many as ``num_draws`` or more: draws that
+        depend on each other push ranks to the ends.
+    key : int or JAX key
+        For parameters, data, fits and draws; the same key simulates the same data for every method.
+    num_simulations : int
+    num_draws : int
+        L; ranks have L + 1 values. The default makes the central intervals of 50, 80 and 90 %
+        exact.
+    batch_size : int, optional
+        As for :func:`bayeskit.infer_batch`.
+    sites : sequence of str, optional
+        Sites to rank; all random ones by default. Of a site with more than 16 entries, 16 are
+        ranked, the same in all simulations.
+    quantities : mapping, optional
+        Test quantities by name: functions of ``(parameters, data)`` to a number, ``parameters`` a
+        dict by site. One that depends on the data, such as the log-likelihood, finds errors that
+        no site shows: a posterior equal to the prior has uniform ranks at all sites.
+    reference : CalibrationResult, optional
+        Of another method with the same key, whose interval widths are compared with.
+
+    Returns
+    -------
+    CalibrationResult
+        Fits that did not converge are in it and counted; those without a finite result are
+        counted only.
+
+    Raises
+    ------
+    ValueError
+        If a prior is improper or depends on the data (it is named), a site is unknown or a point
+        estimate, chains have fewer draws than ``num_draws``, or the reference is of other data.
+
+    Notes
+    -----
+    One compilation of the fit, which is mapped over simulations, and one of the draws. Memory:
+    ``num_simulations`` posteriors and, for a sampler, all draws of one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numpyro.distributions as dist
+    >>> import bayeskit as bk
+    >>> from bayeskit.testing import calibrate
+    >>> generator = np.random.default_rng(0)
+    >>> model = bk.models.KroneckerSBL(
+    ...     [generator.normal(size=(3, 3)), generator.normal(size=(3, 3))],
+    ...     scale_prior=dist.InverseGamma(3.0, 2.0), noise_prior=dist.InverseGamma(3.0, 0.02))
+    >>> result = calibrate(model, bk.inference.EM(), key=0, num_simulations=20)
+    >>> result.ranks["coefficients"].shape
+    (20, 9)
+    """
+    for name, value in (("num_simulations", num_simulations), ("num_draws", num_draws)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 2:
+            raise ValueError(f"{name} must be an integer of at least 2, got {value!r}")
+    with double_precision():
+        simulation_key, fit_key, draw_key = jax.random.split(
+            as_key(key, "simulations are random"), 3
+        )
+        simulation_keys = jax.random.split(simulation_key, num_simulations)
+    simulated = [model.sample_prior(simulation_keys[i]) for i in range(num_simulations)]
+    parameters = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[0] for pair in simulated))
+    data = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[1] for pair in simulated))
+
+    with warnings.catch_warnings():
+        # Counted in the result.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        posterior = infer_batch(model, data, method, key=fit_key, batch_size=batch_size)
+    converged = np.asarray(posterior.convergence.converged)
+    plugged_in = tuple(posterior.plugged_in)
+    mean, variance = posterior.mean, posterior.variance
+    ranked = _sites_to_rank(sites, mean, plugged_in)
+    draws = _independent_draws(posterior, draw_key, num_draws)
+    usable = functools.reduce(
+        np.logical_and,
+        [_finite(array) for site in ranked for array in (draws[site], mean[site], variance[site])],
+    )
+    if not np.any(usable):
+        raise ValueError(f"no fit of {method!r} to {num_simulations} simulated data sets is finite")
+
+    ranks, entries, squared_errors, widths, truths = {}, {}, {}, {}, {}
+    for site in ranked:
+        chosen = _choose_entries(site, parameters[site].shape[1:])
+        truth, center, spread = (
+            _columns(a, chosen)[usable] for a in (parameters[site], mean[site], variance[site])
+        )
+        drawn = np.stack([_columns(d, chosen) for d in draws[site][usable]])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            squared_errors[site] = np.abs(truth - center) ** 2 / spread
+        labels = [f"[{', '.join(map(str, index))}]" if index else site for index in chosen]
+        if np.iscomplexobj(truth) or np.iscomplexobj(drawn):
+            truth, drawn = (np.concatenate([a.real, a.imag], axis=-1) for a in (truth, drawn))
+            labels = [f"{label} {part}" for part in ("real", "imag") for label in labels]
+        truths[site], entries[site] = truth, labels
+        ranks[site], widths[site] = _ranks_and_widths(truth, drawn)
+    for name, quantity in (quantities or {}).items():
+        truth, drawn = _evaluate_quantity(
+            quantity, parameters, data, draws, mean, plugged_in, usable
+        )
+        truths[name], entries[name] = truth, [name]
+        ranks[name], widths[name] = _ranks_and_widths(truth, drawn)
+
+    _check_reference(reference, truths, usable)
+    return CalibrationResult(
+        description=f"{type(model).__name__} by {method!r}",
+        num_simulations=int(num_simulations),
+        num_draws=int(num_draws),
+        ranks=ranks,
+        entries=entries,
+        squared_errors=squared_errors,
+        widths=widths,
+        truths=truths,
+        converged=converged,
+        usable=usable,
+        plugged_in=plugged_in,
+        reference=reference,
+    )
+
+
+def _sites_to_rank(sites, mean, plugged_in):
+    random_sites = [site for site in mean if site not in plugged_in]
+    if sites is None:
+        if not random_sites:
+            raise ValueError(
+                f"all sites are point estimates ({', '.join(plugged_in)}): nothing can be ranked"
+            )
+        return random_sites
+    for site in sites:
+        if site in plugged_in:
+            raise ValueError(
+                f"sites has {site!r}, a point estimate: it has no draws to rank; random are {random_sites}"
+            )
+        if site not in mean:
+            raise ValueError(f"sites has {site!r}; the random sites are {random_sites}")
+    return list(sites)
+
+
+@eqx.filter_jit
+def _draw_batch(approximation, model, data, keys, num_draws):
+    def one(item):
+        approximation, data, key = item
+        if approximation.chains is None:
+            return jax.lax.map(
+                lambda k: approximation.sample(k, model, data), jax.random.split(key, num_draws)
+            )
+        total = int(np.prod(approximation.chains))
+        drawn = approximation.chain_draws(jax.random.split(key, total), model, data)
+        # Evenly spaced over the chains laid end to end: as nearly independent as they can be, and
+        # none twice, which would push ranks to the ends.
+        spaced = np.arange(num_draws) * total // num_draws
+        return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:])[spaced], drawn)
+
+    return jax.lax.map(one, (approximation, data, keys))
+
+
+def _independent_draws(posterior, key, num_draws):
+    """Draws (simulation, draw, …) by site, each simulation with random numbers of its own."""
+    first = jax.tree.map(lambda leaf: leaf[0], posterior.approximation)
+    if first.chains is not None and np.prod(first.chains) < num_draws:
+        raise ValueError(
+            f"num_draws is {num_draws}, but the chains have only {int(np.prod(first.chains))} draws: "
+            "sample more or rank fewer"
+        )
+    with double_precision():
+        keys = jax.random.split(key, posterior.batch)
+        prepared = posterior.prepared
+        return to_host(
+            _draw_batch(
+                posterior.approximation, prepared.model, prepared.data, keys, int(num_draws)
+            )
+        )
+
+
+def _finite(array):
+    """Whether each simulation's numbers are all finite."""
+    return np.all(np.isfinite(np.asarray(array)), axis=tuple(range(1, np.ndim(array))))
+
+
+def _choose_entries(site, shape):
+    """Indices to rank: all of a small site, a random but fixed subset of a large one."""
+    size = int(np.prod(shape, dtype=int))
+    chosen = np.arange(size)
+    if size > _ENTRIES:
+        chosen = np.sort(
+            np.random.default_rng([_NULL_SEED, len(site)]).choice(size, _ENTRIES, replace=False)
+        )
+    return [tuple(int(i) for i in np.unravel_index(flat, shape)) for flat in chosen]
+
+
+def _columns(array, indices):
+    """(lead, …) to (lead, entries)."""
+    return np.stack([np.asarray(array)[(slice(None), *index)] for index in indices], axis=1)
+
+
+def _ranks_and_widths(truth, drawn):
+    """From truths (simulation, entry) and draws (simulation, draw, entry)."""
+    lower, upper = np.quantile(drawn, [0.05, 0.95], axis=1)
+    return np.sum(drawn < truth[:, None], axis=1), upper - lower
+
+
+def _evaluate_quantity(quantity, parameters, data, draws, mean, plugged_in, usable):
+    num_draws = next(iter(draws.values())).shape[1]
+    truths, drawn = [], []
+    for i in np.flatnonzero(usable):
+        own = jax.tree.map(lambda leaf: leaf[i], data)  # noqa: B023
+        fixed = {site: mean[site][i] for site in plugged_in}
+        truths.append(
+            [float(quantity({site: value[i] for site, value in parameters.items()}, own))]
+        )
+        drawn.append(
+            [
+                [
+                    float(
+                        quantity(
+                            {**fixed, **{site: value[i, j] for site, value in draws.items()}}, own
+                        )
+                    )
+                ]
+                for j in range(num_draws)
+            ]
+        )
+    return np.asarray(truths), np.asarray(drawn)
+
+
+def _check_reference(reference, truths, usable):
+    if reference is None:
+        return
+    if not isinstance(reference, CalibrationResult):
+        raise TypeError(f"reference must be a CalibrationResult, got {type(reference).__name__}")
+    same = reference.usable.shape == usable.shape
+    for site in set(truths) & set(reference.truths) if same else ():
+        both = usable & reference.usable
+        same = same and np.array_equal(
+            truths[site][both[usable]], reference.truths[site][both[reference.usable]]
+        )
+    if not same:
+        raise ValueError(
+            "reference is of other simulated data: use the same model, key and num_simulations"
+        )
+
+
+def _inside(ranks, num_draws, probability):
+    """Whether the central interval holds the truth; a rank that straddles its end counts in part.
+
+    The rank r of L stands for the interval (r, r + 1) / (L + 1) of probabilities, so the mean is
+    ``probability`` exactly for uniform ranks.
+    """
+    low, high = (1 - probability) / 2 * (num_draws + 1), (1 + probability) / 2 * (num_draws + 1)
+    return np.clip(np.minimum(ranks + 1, high) - np.maximum(ranks, low), 0.0, 1.0)
+
+
+def _clustered_error(shares):
+    return shares.std(ddof=1) / np.sqrt(shares.size)
+
+
+def _ecdf(ranks, num_draws):
+    """Share of ranks of at most i, for i = 0, …, L - 1."""
+    counts = np.bincount(ranks, minlength=num_draws + 1)
+    return np.cumsum(counts)[:-1] / ranks.size
+
+
+@functools.lru_cache(maxsize=16)
+def _null(count, num_draws):
+    """Pointwise tail probabilities of ECDF counts, and the null distribution of the smallest one.
+
+    Returns the points (L,), twice the smaller tail for every (count + 1, L), and the smallest of
+    them in simulations of uniform ranks.
+    """
+    points = np.arange(1, num_draws + 1) / (num_draws + 1)
+    counts = np.arange(count + 1)[:, None]
+    lower = stats.binom.cdf(counts, count, points)
+    upper = stats.binom.sf(counts - 1, count, points)
+    tails = 2 * np.minimum(lower, upper)
+    generator = np.random.default_rng(_NULL_SEED)
+    bins = generator.multinomial(
+        count, np.full(num_draws + 1, 1 / (num_draws + 1)), size=_NULL_SIMULATIONS
+    )
+    below = np.cumsum(bins, axis=1)[:, :-1]
+    return points, tails, np.min(tails[below, np.arange(num_draws)], axis=1)
+
+
+def uniformity_p_value(ranks: Any, num_draws: int) -> float:
+    """Probability that uniform ranks have an ECDF as far out of pointwise bands as these.
+
+    Parameters
+    ----------
+    ranks : integer array (simulations,)
+        In {0, …, num_draws}.
+    num_draws : int
+
+    Returns
+    -------
+    float
+        From 4000 simulations with a fixed seed, so at least 1 / 4001. Säilynoja et al. 2022.
+    """
+    _, tails, null = _null(int(ranks.size), int(num_draws))
+    counts = np.cumsum(np.bincount(ranks, minlength=num_draws + 1))[:-1]
+    observed = np.min(tails[counts, np.arange(num_draws)])
+    # Equal tails differ in rounding from point to point.
+    return float((1 + np.sum(null <= observed * (1 + 1e-9))) / (1 + null.size))
+
+
+def _chi2_p_value(ranks, num_draws):
+    """Pearson's test with at least ten expected ranks a bin, in bins of equally many ranks."""
+    wanted = max(2, min(20, ranks.size // 10))
+    bins = next(b for b in range(wanted, 0, -1) if (num_draws + 1) % b == 0)
+    if bins == 1:
+        edges = np.linspace(0, num_draws + 1, wanted + 1).round().astype(int)
+    else:
+        edges = np.arange(0, num_draws + 2, (num_draws + 1) // bins)
+    observed, _ = np.histogram(ranks, edges - 0.5)
+    return float(stats.chisquare(observed, ranks.size * np.diff(edges) / (num_draws + 1)).pvalue)

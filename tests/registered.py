@@ -1,0 +1,85 @@
+"""Small problems, one or more a family, on which every pair of model and method is checked."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpyro.distributions as dist
+
+import bayeskit as bk
+
+
+class Registered(NamedTuple):
+    """A problem, and the methods that are checked on it.
+
+    ``full`` problems run in the whole matrix only. ``expected_failed`` has, by method's name, the
+    checks which that pair is known not to pass, with reasons.
+    """
+
+    name: str
+    model: Any
+    data: Any
+    methods: tuple
+    full: bool = False
+    expected_failed: dict = {}
+
+
+def methods():
+    # Chains too short to converge, cut into more than one block of steps.
+    return (
+        bk.inference.EM(),
+        bk.inference.MessagePassing(),
+        bk.inference.MCMC(num_warmup=40, num_samples=40, num_chains=2),
+    )
+
+
+def _normal(generator, complex_data, *shape):
+    real = generator.normal(size=shape)
+    return (real + 1j * generator.normal(size=shape)) / np.sqrt(2) if complex_data else real
+
+
+def kronecker_problem(rows, columns, *, seed=0, complex_data=False, snapshots=None, noise=0.01):
+    """Dictionaries of independent normal entries, and data simulated in NumPy."""
+    generator = np.random.default_rng(seed)
+    dictionaries = [
+        _normal(generator, complex_data, m, n) for m, n in zip(rows, columns, strict=True)
+    ]
+    lead = () if snapshots is None else (snapshots,)
+    data = _normal(generator, complex_data, *lead, *columns)
+    for axis, dictionary in enumerate(dictionaries, start=len(lead)):
+        data = np.moveaxis(np.tensordot(dictionary, data, axes=(1, axis)), 0, axis)
+    return dictionaries, data + np.sqrt(noise) * _normal(generator, complex_data, *data.shape)
+
+
+def _kronecker_sbl():
+    priors = {
+        "scale_prior": dist.InverseGamma(3.0, 2.0),
+        "noise_prior": dist.InverseGamma(3.0, 0.02),
+    }
+    dictionaries, data = kronecker_problem((3, 4), (4, 5))
+    yield Registered(
+        "kronecker_sbl", bk.models.KroneckerSBL(dictionaries, **priors), data, methods()
+    )
+    dictionaries, data = kronecker_problem((3, 4), (4, 3), complex_data=True, snapshots=2)
+    yield Registered(
+        "kronecker_sbl_complex_snapshots",
+        bk.models.KroneckerSBL(dictionaries, **priors),
+        data,
+        methods(),
+        full=True,
+    )
+    dictionaries, data = kronecker_problem((3, 4, 2), (4, 3, 2))
+    yield Registered(
+        "kronecker_sbl_grouped_known_noise",
+        bk.models.KroneckerSBL(
+            dictionaries,
+            noise_variance=0.01,
+            scales=((0, 2), (1,)),
+            scale_prior=priors["scale_prior"],
+        ),
+        data,
+        methods(),
+        full=True,
+    )
+
+
+REGISTERED = tuple(_kronecker_sbl())
