@@ -182,7 +182,7 @@ EXPERIMENTS = {
         notes=(
             "NMSE of the cascaded channel, averaged over surface patterns; symbol errors of QPSK "
             "through beams chosen from the estimate.",
-            "Means are those of a few failed runs; compare medians. The block-sparse update here "
+            "Means are dominated by a few failed runs: compare medians. The block-sparse update here "
             "is a multiplicative one whose objective cannot fall, the authors' solves a "
             "non-negative least-squares problem.",
         ),

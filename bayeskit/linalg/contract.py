@@ -71,7 +71,7 @@ def kronecker_multiply(
         carrier = _longest_axis(tensor.shape, exclude=None) - offset
         order.sort(key=lambda i: i == carrier)
     for i in order:
-        tensor = _multiply_axis(factors[i], tensor, offset + i)
+        tensor = multiply_axis(factors[i], tensor, offset + i)
     return tensor
 
 
@@ -106,7 +106,7 @@ def kronecker_sum_multiply(
     2.0
     """
     offset = _check_last_axes(factors, tensor)
-    products = [_multiply_axis(factor, tensor, offset + i) for i, factor in enumerate(factors)]
+    products = [multiply_axis(factor, tensor, offset + i) for i, factor in enumerate(factors)]
     return functools.reduce(jnp.add, products)
 
 
@@ -144,7 +144,13 @@ def _check_last_axes(factors, tensor):
     return offset
 
 
-def _multiply_axis(factor, tensor, axis):
+def multiply_axis(
+    factor: Factor, tensor: Inexact[Array, "..."], axis: int
+) -> Inexact[Array, "..."]:
+    """Apply one matrix (M, N) or operator to one axis of length N of a tensor.
+
+    A distributed tensor is exchanged first, so that no sum runs across devices.
+    """
     sharded = mesh_of(tensor) is not None
     if sharded:
         tensor = shard_along(tensor, _longest_axis(tensor.shape, exclude=axis))

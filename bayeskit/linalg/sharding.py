@@ -114,6 +114,19 @@ def shard_along(tensor: Inexact[Array, "..."], axis: int) -> Inexact[Array, "...
     return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def shard_with(tensor: Inexact[Array, "..."], reference: Inexact[Array, "..."], axis: int):
+    """Distribute one axis of a tensor over the mesh that another value lives on.
+
+    For tensors that a program builds out of small replicated pieces (outer products), which
+    every device would otherwise hold whole. Arguments as for :func:`shard_along`.
+    """
+    mesh = mesh_of(reference)
+    if mesh is None:
+        return tensor
+    spec = [tuple(mesh.axis_names) if i == axis else None for i in range(tensor.ndim)]
+    return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
 def to_auto_mesh(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Move an array from a mesh with Explicit axes to the same devices' mesh with Auto axes.
 

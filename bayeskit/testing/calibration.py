@@ -84,33 +84,39 @@ class CalibrationResult:
         Index: site; columns: the intervals' probabilities. The statistical error of a share is in
         :attr:`coverage_error`.
         """
-        return self._by_interval(lambda shares: shares.mean())
+        return self._by_interval(lambda shares, probability: shares.mean())
 
     @property
     def coverage_error(self) -> pd.DataFrame:
-        """Standard errors of :attr:`coverage` if the posteriors are right.
+        """Standard errors of :attr:`coverage`.
 
         Entries of one simulation depend on each other, so the error is that of the mean over
-        simulations of each simulation's own share, and at least that of equal shares ``p`` in
-        independent entries.
+        simulations of each simulation's own share; at least that of independent entries which are
+        covered with the intervals' own probability.
         """
-        return self._by_interval(_clustered_error)
+        return self._by_interval(_coverage_error)
 
     def _by_interval(self, reduce):
         rows = {
-            site: {
-                p: float(reduce(_inside(ranks, self.num_draws, p).mean(axis=1))) for p in _INTERVALS
-            }
+            site: {p: float(reduce(_inside(ranks, self.num_draws, p), p)) for p in _INTERVALS}
             for site, ranks in self.ranks.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(_INTERVALS))
 
     @property
     def mean_z2(self) -> pd.Series:
-        """Mean of squared error over posterior variance by site; one if posteriors are right."""
+        """Mean of squared error over posterior variance by site; one if posteriors are right.
+
+        Of posteriors with heavy tails, such as a noise variance's, it varies much: see
+        :attr:`mean_z2_error`.
+        """
+        return pd.Series({site: float(z2.mean()) for site, z2 in self.squared_errors.items()})
+
+    @property
+    def mean_z2_error(self) -> pd.Series:
+        """Standard errors of :attr:`mean_z2`, over simulations."""
         return pd.Series(
-            {site: float(values.mean()) for site, values in self.squared_errors.items()},
-            dtype=float,
+            {site: float(_clustered_error(z2)) for site, z2 in self.squared_errors.items()}
         )
 
     @property
@@ -145,12 +151,12 @@ class CalibrationResult:
         """Everything in numbers, one row a site.
 
         Columns: number of ``entries``; ``coverage_50`` … ``coverage_95`` and the standard error of
-        the 90 % one; ``mean_z2``; ``width_ratio``; ``p_ecdf`` and ``p_chi2``; ``note``. Plugged-in
-        sites are rows without numbers. ``table.attrs`` has the description, and how many
+        the 90 % one; ``mean_z2`` and its standard error; ``width_ratio``; ``p_ecdf`` and ``p_chi2``;
+        ``note``. Plugged-in sites are rows without numbers. ``table.attrs`` has the description, and how many
         simulations there were, did not converge, and were not usable.
         """
         coverage, errors, p_values = self.coverage, self.coverage_error, self.p_values
-        z2, ratio = self.mean_z2, self.width_ratio
+        z2, z2_error, ratio = self.mean_z2, self.mean_z2_error, self.width_ratio
         rows = {}
         for site in self.ranks:
             rows[site] = {
@@ -158,14 +164,15 @@ class CalibrationResult:
                 **{f"coverage_{p:.0%}".rstrip("%"): coverage.loc[site, p] for p in _INTERVALS},
                 "coverage_90_error": errors.loc[site, 0.9],
                 "mean_z2": z2.get(site, np.nan),
+                "mean_z2_error": z2_error.get(site, np.nan),
                 "width_ratio": ratio[site],
                 "p_ecdf": p_values.loc[site, "ecdf"],
                 "p_chi2": p_values.loc[site, "chi2"],
                 "note": "",
             }
-        table = pd.DataFrame.from_dict(rows, orient="index")
         for site in self.plugged_in:
-            table.loc[site, "note"] = "plugged in: no draws, not ranked"
+            rows[site] = {"entries": 0, "note": "plugged in: no draws, not ranked"}
+        table = pd.DataFrame.from_dict(rows, orient="index")
         table.attrs.update(
             description=self.description,
             simulations=self.num_simulations,
@@ -195,41 +202,41 @@ class CalibrationResult:
         return points, lower, upper
 
     def plot(self, sites: Sequence[str] | None = None, probability: float = 0.95):
-        """ECDF minus uniform with simultaneous bands, one panel a site and a line an entry.
+        """ArviZ's picture of ECDF minus uniform, a panel a site and a line an entry.
+
+        Parameters
+        ----------
+        sites : sequence of str, optional
+            Sites and quantities to show; all by default.
+        probability : float
+            That one line stays inside the simultaneous bands everywhere, if its ranks are uniform.
 
         Returns
         -------
-        matplotlib.figure.Figure
+        arviz_plots.PlotCollection
         """
-        import matplotlib.pyplot as plt
+        import arviz_plots
 
         sites = list(self.ranks) if sites is None else list(sites)
         unknown = [site for site in sites if site not in self.ranks]
         if unknown:
             raise ValueError(f"sites has {unknown}; ranked are {list(self.ranks)}")
-        points, lower, upper = self.bands(probability)
-        figure, axes = plt.subplots(
-            1, len(sites), figsize=(3.2 * len(sites), 3.0), squeeze=False, sharey=True
+        tree = self.to_datatree()
+        return arviz_plots.plot_ecdf_pit(
+            tree,
+            var_names=sites,
+            sample_dims=["sample"],
+            ci_prob=probability,
+            cols=["__variable__"],
+            aes={"overlay": [f"{site}_entry" for site in sites]},
+            aes_by_visuals={"ecdf_lines": ["overlay"]},
         )
-        for site, axis in zip(sites, axes[0], strict=True):
-            axis.fill_between(points, lower - points, upper - points, color="C0", alpha=0.2, lw=0)
-            for column in self.ranks[site].T:
-                axis.step(
-                    points, _ecdf(column, self.num_draws) - points, where="mid", color="C1", lw=0.8
-                )
-            axis.axhline(0.0, color="0.5", lw=0.5)
-            axis.set(title=site, xlabel="rank / draws", xlim=(0, 1))
-        axes[0, 0].set_ylabel("ECDF − uniform")
-        figure.suptitle(self.description, fontsize="small")
-        figure.tight_layout()
-        return figure
 
     def to_datatree(self) -> xr.DataTree:
         """Ranks as numbers in (0, 1), in the group ``prior_sbc`` that ArviZ's plots read.
 
-        For example ``arviz_plots.plot_ecdf_pit(result.to_datatree(), sample_dims="sample")``. A
-        rank r of L is a number drawn uniformly from ((r, r + 1) / (L + 1)), so that ArviZ's bands
-        for continuous numbers are exact.
+        The rank r of L becomes a number drawn uniformly from (r, r + 1) / (L + 1), with a fixed
+        seed, so that bands for continuous numbers are exact.
         """
         generator = np.random.default_rng(_NULL_SEED)
         variables = {
@@ -516,8 +523,13 @@ def _inside(ranks, num_draws, probability):
     return np.clip(np.minimum(ranks + 1, high) - np.maximum(ranks, low), 0.0, 1.0)
 
 
-def _clustered_error(shares):
-    return shares.std(ddof=1) / np.sqrt(shares.size)
+def _clustered_error(values):
+    """Standard error of the mean of (simulations, entries), entries of a simulation dependent."""
+    return values.mean(axis=1).std(ddof=1) / np.sqrt(values.shape[0])
+
+
+def _coverage_error(shares, probability):
+    return max(_clustered_error(shares), np.sqrt(probability * (1 - probability) / shares.size))
 
 
 def _ecdf(ranks, num_draws):

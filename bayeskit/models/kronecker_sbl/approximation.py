@@ -58,7 +58,7 @@ class Conditional(AbstractApproximation):
 
     def variance(self, model, data):
         layout = model.factors.layout
-        variance = structure.posterior_variance(*self._arguments(model, data))
+        variance = structure.posterior_variance(*self._arguments(model, data), data.measurements)
         variance = layout.ungroup(
             variance * coefficient_unit(model.factors, data) ** 2, layout.columns
         )

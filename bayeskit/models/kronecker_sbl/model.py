@@ -409,7 +409,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         stats, objective = self._evaluate(data, parameters, ())
         arguments = (factors.reduced, scales, parameters.noise_variance)
         mean = structure.posterior_mean(*arguments, data.measurements)
-        moments = jnp.mean(jnp.abs(mean) ** 2, axis=0) + structure.posterior_variance(*arguments)
+        moments = jnp.mean(jnp.abs(mean) ** 2, axis=0) + structure.posterior_variance(*arguments, data.measurements)
         weights = parameters.weights
         if m_step == "svd":
             fitted = updates.rank_one(moments)

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from bayeskit.errors import ConditioningWarning
-from bayeskit.linalg.contract import kronecker_multiply
+from bayeskit.linalg.contract import kronecker_multiply, outer
 from bayeskit.models import priors
 from bayeskit.models.kronecker_sbl import structure, updates
 from bayeskit.posterior import Labels
@@ -518,7 +518,7 @@ def sample_prior(model, key):
         noise = jnp.asarray(
             model.noise_variance if noise_prior is None else noise_prior.sample(keys[0])
         )
-        roots = structure.outer([jnp.sqrt(scale) for scale in scales])
+        roots = outer([jnp.sqrt(scale) for scale in scales])
         coefficients = layout.ungroup(
             roots * jax.random.normal(keys[1], roots.shape, dtype), layout.columns
         )

@@ -24,7 +24,6 @@ all axes but ``i`` is taken before :math:`V_j` is ever applied: these cost one K
 on the side of the measurements, and no array of the size of the coefficients exists.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -33,7 +32,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from bayeskit.linalg import safe
-from bayeskit.linalg.contract import kronecker_multiply
+from bayeskit.linalg.contract import kronecker_multiply, multiply_axis, outer
+from bayeskit.linalg.sharding import shard_with
 
 # Up to this many columns, or this many times its rows, a factor's null space is computed as well:
 # variances are then sums of positive terms to the last digit.
@@ -98,9 +98,10 @@ def likelihood_power(dtype) -> float:
     return 1.0 if jnp.issubdtype(dtype, jnp.complexfloating) else 0.5
 
 
-def outer(vectors):
-    """Outer product of vectors as a tensor with one axis each."""
-    return functools.reduce(jnp.multiply.outer, vectors)
+def outer_with(vectors, reference):
+    """Outer product of vectors, distributed over the mesh of ``reference`` if it has one."""
+    sizes = [vector.shape[0] for vector in vectors]
+    return shard_with(outer(vectors), reference, sizes.index(max(sizes)))
 
 
 def sum_except(tensor, axis):
@@ -134,8 +135,7 @@ def rotate(rotations, tensor, adjoint=False):
     """Apply the rotations of :func:`compress` (or their adjoints) where there are any."""
     for axis, q in enumerate(rotations, start=tensor.ndim - len(rotations)):
         if q is not None:
-            matrix = q.conj().T if adjoint else q
-            tensor = jnp.moveaxis(jnp.tensordot(matrix, tensor, axes=(1, axis)), 0, axis)
+            tensor = multiply_axis(q.conj().T if adjoint else q, tensor, axis)
     return tensor
 
 
@@ -169,8 +169,8 @@ class _Whitened(NamedTuple):
 
 
 def _whiten(spectra_, noise_variance, tensor) -> _Whitened:
-    eigenvalues = outer([s.values**2 for s in spectra_])
     rotated = kronecker_multiply([s.left.conj().T for s in spectra_], tensor)
+    eigenvalues = outer_with([s.values**2 for s in spectra_], rotated)
     return _Whitened(eigenvalues, eigenvalues + noise_variance, rotated)
 
 
@@ -209,8 +209,7 @@ def statistics(spectra_, noise_variance, measurements, axes=None) -> Statistics:
     signal, leverage = [], []
     for axis in range(len(spectra_)) if axes is None else axes:
         right = spectra_[axis].right
-        one_axis = [right if i == axis else None for i in range(len(spectra_))]
-        mean = rotate(one_axis, white.whitened_mean)
+        mean = multiply_axis(right, white.whitened_mean, axis + 1)
         signal.append(sum_except(jnp.abs(mean) ** 2, axis + 1))
         leverage.append(snapshots * jnp.abs(right) ** 2 @ sum_except(white.fraction, axis))
     noise_signal = (
@@ -253,10 +252,10 @@ def posterior_mean(factors, scales, noise_variance, measurements):
     decomposed = spectra(factors, scales)
     white = _whiten(decomposed, noise_variance, measurements.tensor)
     mean = kronecker_multiply([s.right for s in decomposed], white.whitened_mean)
-    return mean * outer([jnp.sqrt(scale) for scale in scales])
+    return mean * outer_with([jnp.sqrt(scale) for scale in scales], mean)
 
 
-def posterior_variance(factors, scales, noise_variance):
+def posterior_variance(factors, scales, noise_variance, measurements):
     """Variances of the coefficients (N_1, …, N_I), the same for every snapshot.
 
     One Kronecker product of the size of the coefficients. A factor with more than 1024 columns
@@ -268,16 +267,17 @@ def posterior_variance(factors, scales, noise_variance):
         n <= max(_FULL_BASIS_COLUMNS, _FULL_BASIS_RATIO * m) for m, n in (r.shape for r in roots)
     )
     decomposed = [safe.svd(root, full_matrices=full) for root in roots]
-    eigenvalues = outer([values**2 for _, values, _ in decomposed])
+    reference = measurements.tensor
+    eigenvalues = outer_with([values**2 for _, values, _ in decomposed], reference)
     remaining = noise_variance / (eigenvalues + noise_variance)
     weights = [jnp.abs(right.T) ** 2 for _, _, right in decomposed]
     if full:
         padding = [(0, n - m) for m, n in (root.shape for root in roots)]
         share = kronecker_multiply(weights, jnp.pad(remaining, padding, constant_values=1.0))
     else:
-        inside = outer([jnp.sum(weight, axis=1) for weight in weights])
+        inside = outer_with([jnp.sum(weight, axis=1) for weight in weights], reference)
         share = jnp.maximum(1.0 - inside, 0.0) + kronecker_multiply(weights, remaining)
-    return outer(scales) * share
+    return outer_with(scales, reference) * share
 
 
 def posterior_sample(key, factors, scales, noise_variance, measurements):
@@ -292,6 +292,7 @@ def posterior_sample(key, factors, scales, noise_variance, measurements):
     shape = (tensor.shape[0], *(scale.shape[0] for scale in scales))
     prior_key, noise_key = jax.random.split(key)
     prior = jax.random.normal(prior_key, shape, tensor.dtype)
+    prior = shard_with(prior, tensor, shape.index(max(shape)))
     noise = jax.random.normal(noise_key, tensor.shape, tensor.dtype)
     singular = jnp.sqrt(white.eigenvalues)
     simulated = singular * kronecker_multiply([s.right.conj().T for s in decomposed], prior)
@@ -300,7 +301,7 @@ def posterior_sample(key, factors, scales, noise_variance, measurements):
     draw = prior + kronecker_multiply(
         [s.right for s in decomposed], gain * (white.rotated - simulated)
     )
-    return draw * outer([jnp.sqrt(scale) for scale in scales])
+    return draw * outer_with([jnp.sqrt(scale) for scale in scales], draw)
 
 
 def fitted(factors, scales, noise_variance, measurements, rotations):
@@ -320,7 +321,7 @@ def predicted(factors, scales, noise_variance, measurements, new_factors):
     roots = [new * jnp.sqrt(scale) for new, scale in zip(new_factors, scales, strict=True)]
     basis = [root @ s.right for root, s in zip(roots, decomposed, strict=True)]
     mean = kronecker_multiply(basis, white.whitened_mean)
-    prior = outer([jnp.sum(jnp.abs(root) ** 2, axis=1) for root in roots])
+    prior = outer_with([jnp.sum(jnp.abs(root) ** 2, axis=1) for root in roots], mean)
     explained = kronecker_multiply([jnp.abs(b) ** 2 for b in basis], white.fraction)
     return mean, jnp.maximum(prior - explained, 0.0)
 
@@ -340,7 +341,7 @@ def leave_one_out(factors, scales, noise_variance, tensor):
         )
         left.append(u)
         eigenvalues.append(jnp.pad(values**2, (0, u.shape[1] - values.shape[0])))
-    inverse = 1.0 / (outer(eigenvalues) + noise_variance)
+    inverse = 1.0 / (outer_with(eigenvalues, tensor) + noise_variance)
     rotated = kronecker_multiply([u.conj().T for u in left], tensor)
     weighted = kronecker_multiply(left, inverse * rotated)
     diagonal = kronecker_multiply([jnp.abs(u) ** 2 for u in left], inverse)

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bayeskit.linalg import safe
-from bayeskit.models.kronecker_sbl.structure import outer, sum_except
+from bayeskit.linalg.contract import outer
+from bayeskit.models.kronecker_sbl.structure import sum_except
 
 _ALTERNATING_SWEEPS = 30
 _ALTERNATING_TOLERANCE = 1e-5
