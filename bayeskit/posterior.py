@@ -114,12 +114,8 @@ class AbstractApproximation(eqx.Module):
         return None
 
     @abc.abstractmethod
-    def mean(self, model, data):
-        """Mean of every site, plugged-in estimates included."""
-
-    @abc.abstractmethod
-    def variance(self, model, data):
-        """Variance of every site; zero where an estimate was plugged in."""
+    def moments(self, model, data):
+        """Mean and variance of every site: estimates that were plugged in have variance zero."""
 
     @abc.abstractmethod
     def sample(self, key, model, data):
@@ -139,26 +135,23 @@ class AbstractApproximation(eqx.Module):
 
 
 # Pure functions of (approximation, model, data, *rest): compiled once a shape, mapped over a batch.
-def _mean(approximation, model, data):
-    return approximation.mean(model, data)
-
-
-def _variance(approximation, model, data):
-    return approximation.variance(model, data)
+def _moments(approximation, model, data):
+    return approximation.moments(model, data)
 
 
 def _plugged_in(approximation, model, data):
     return approximation.plugged_in(model, data)
 
 
-def _draws(approximation, model, data, keys):
+def _draws(approximation, model, data, key, count):
+    keys = jax.random.split(key, count)
     return jax.lax.map(
         lambda key: approximation.sample(key, model, data), keys, batch_size=_DRAW_BLOCK
     )
 
 
-def _chain_draws(approximation, model, data, keys):
-    return approximation.chain_draws(keys, model, data)
+def _chain_draws(approximation, model, data, key):
+    return approximation.chain_draws(key, model, data)
 
 
 def _predict(approximation, model, data, inputs, include_noise):
@@ -174,6 +167,17 @@ def _evaluate(function, approximation, model, data, batched, *rest):
     if not batched:
         return function(approximation, model, data, *rest)
     return jax.lax.map(lambda item: function(item[0], model, item[1], *rest), (approximation, data))
+
+
+@eqx.filter_jit
+def _evaluate_random(function, approximation, model, data, batched, key, *rest):
+    if not batched:
+        return function(approximation, model, data, key, *rest)
+    # Data sets are independent, and so are the draws of their posteriors.
+    keys = jax.random.split(key, jax.tree.leaves(data)[0].shape[0])
+    return jax.lax.map(
+        lambda item: function(item[0], model, item[1], item[2], *rest), (approximation, data, keys)
+    )
 
 
 class Posterior:
@@ -217,8 +221,9 @@ class Posterior:
         self.trace = trace
         self.key = key
         self.batch = batch
-        self._moments = {}
+        self._cached_moments = None
         estimates = self._call(_plugged_in)
+        self._plugged_in = tuple(estimates)
         self.model = model.with_estimates(estimates) if batch is None else model
 
     @property
@@ -228,36 +233,37 @@ class Posterior:
 
     def _call(self, function, *rest):
         with double_precision():
-            prepared = self.prepared
-            return to_host(
-                _evaluate(
-                    function,
-                    self.approximation,
-                    prepared.model,
-                    prepared.data,
-                    self.batch is not None,
-                    *rest,
-                )
-            )
+            where = self.prepared.model, self.prepared.data, self.batch is not None
+            return to_host(_evaluate(function, self.approximation, *where, *rest))
+
+    def _call_random(self, function, key, *rest):
+        with double_precision():
+            where = self.prepared.model, self.prepared.data, self.batch is not None
+            key = as_key(key, "draws are random")
+            return to_host(_evaluate_random(function, self.approximation, *where, key, *rest))
+
+    def _both_moments(self):
+        if self._cached_moments is None:
+            self._cached_moments = self._call(_moments)
+        return self._cached_moments
 
     @property
     def mean(self) -> dict[str, Any]:
         """Posterior means by site, NumPy arrays; a leading axis ``batch`` for a batch."""
-        if "mean" not in self._moments:
-            self._moments["mean"] = self._call(_mean)
-        return dict(self._moments["mean"])
+        return dict(self._both_moments()[0])
 
     @property
     def variance(self) -> dict[str, Any]:
-        """Posterior variances by site; ``E|x - E x|²`` for complex sites, zero for plugged-in ones."""
-        if "variance" not in self._moments:
-            self._moments["variance"] = self._call(_variance)
-        return dict(self._moments["variance"])
+        """Posterior variances by site.
+
+        ``E|x - E x|²`` for complex sites, zero for plugged-in estimates.
+        """
+        return dict(self._both_moments()[1])
 
     @property
     def plugged_in(self) -> tuple[str, ...]:
         """Sites that are point estimates: their own uncertainty is not in the result."""
-        return tuple(self._call(_plugged_in))
+        return self._plugged_in
 
     def sample(self, key, num_draws: int = 1) -> dict[str, Any]:
         """Independent joint draws (for MCMC: draws picked at random from the chains).
@@ -274,9 +280,7 @@ class Posterior:
         """
         if not isinstance(num_draws, (int, np.integer)) or num_draws < 1:
             raise ValueError(f"num_draws must be a positive integer, got {num_draws!r}")
-        with double_precision():
-            keys = jax.random.split(as_key(key, "draws are random"), int(num_draws))
-            return self._call(_draws, keys)
+        return self._call_random(_draws, key, int(num_draws))
 
     def predict(self, inputs=None, *, include_noise: bool = False) -> Prediction:
         """Mean and variance of predicted data.
@@ -411,16 +415,14 @@ class Posterior:
                     else jax.random.wrap_key_data(jnp.asarray(self.key))
                 )
                 key = jax.random.fold_in(base, 1)
-            key = as_key(key, "draws are random")
-            if self._chains is not None:
-                count = math.prod(self._chains)
-                drawn = self._call(_chain_draws, jax.random.split(key, count))
-            else:
-                axis = 0 if self.batch is None else 1
-                drawn = jax.tree.map(
-                    lambda array: np.expand_dims(array, axis),
-                    self._call(_draws, jax.random.split(key, int(num_draws))),
-                )
+        if self._chains is not None:
+            drawn = self._call_random(_chain_draws, key)
+        else:
+            axis = 0 if self.batch is None else 1
+            drawn = jax.tree.map(
+                lambda array: np.expand_dims(array, axis),
+                self._call_random(_draws, key, int(num_draws)),
+            )
         return {name: _split_complex(drawn[name]) for name in sites}
 
     def _dims(self, site, array):

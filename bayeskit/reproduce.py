@@ -86,7 +86,7 @@ def _fit(model, data, method):
     begun = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BayeskitWarning)
-        posterior = infer(model, data, method, key=0)
+        posterior: Any = infer(model, data, method, key=0)
         coefficients = posterior.mean["coefficients"]
     return posterior, coefficients, time.perf_counter() - begun
 
@@ -182,8 +182,8 @@ EXPERIMENTS = {
         notes=(
             "NMSE of the cascaded channel, averaged over surface patterns; symbol errors of QPSK "
             "through beams chosen from the estimate.",
-            "Means are dominated by a few failed runs: compare medians. The block-sparse update here "
-            "is a multiplicative one whose objective cannot fall, the authors' solves a "
+            "Means are dominated by a few failed runs: compare medians. The block-sparse update "
+            "here is a multiplicative one whose objective cannot fall, the authors' solves a "
             "non-negative least-squares problem.",
         ),
         published=_published(_IRS, _IRS_SCORES, 50),

@@ -1,5 +1,7 @@
 """Small problems, one or more a family, on which every pair of model and method is checked."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ class Registered(NamedTuple):
     data: Any
     methods: tuple
     full: bool = False
-    expected_failed: dict = {}
+    expected_failed: Mapping = MappingProxyType({})
 
 
 def methods():

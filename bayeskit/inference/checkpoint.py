@@ -63,7 +63,7 @@ def read(path, marks, states, records):
         or key; the message says which part differs.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         for name, value in marks.items():
             if str(arrays[f"mark_{name}"]) != value:

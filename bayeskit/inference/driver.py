@@ -241,8 +241,7 @@ def _run_blocks(method, prepared, key, initial, progress, checkpoint):
     """Advance compiled blocks of steps from Python, between which everything can be seen and saved."""
     model, data = prepared.model, prepared.data
     traced = as_leaves(method)
-    blocks = -(-method.length // _BLOCK)
-    size = -(-method.length // blocks)
+    size = _block_size(method)
     states = _start(traced, model, data, key, initial)
     records, counts, total = None, np.zeros(method.lanes, int), 0
     marks = None
@@ -276,6 +275,14 @@ def _run_blocks(method, prepared, key, initial, progress, checkpoint):
     needed = jax.tree.map(jnp.asarray, records) if method.fixed_length else None
     fit = _finish(traced, model, data, states, needed)
     return fit, records, counts
+
+
+def _block_size(method):
+    """Steps in a block: the same for every budget, unless all steps are made, in equal parts."""
+    if not method.fixed_length:
+        return _BLOCK
+    blocks = -(-method.length // _BLOCK)
+    return -(-method.length // blocks)
 
 
 def _all_done(method, states):

@@ -1,5 +1,6 @@
 """No-U-turn sampling through NumPyro's kernel, one step at a time."""
 
+import math
 from typing import Any, NamedTuple
 
 import arviz_stats as azs
@@ -49,10 +50,10 @@ class ChainApproximation(AbstractApproximation):
     def _flat(self):
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self.sites)
 
-    def _moments(self, model, data):
+    def moments(self, model, data):
         def one(sites):
             conditional = model.mcmc_conditional(data, sites)
-            return conditional.mean(model, data), conditional.variance(model, data)
+            return conditional.moments(model, data)
 
         flat = self._flat()
         count = jax.tree.leaves(flat)[0].shape[0]
@@ -79,12 +80,6 @@ class ChainApproximation(AbstractApproximation):
         ((mean, spread), _), _ = jax.lax.scan(welford, (zeros, 0), flat)
         return mean, jax.tree.map(lambda s: s / count, spread)
 
-    def mean(self, model, data):
-        return self._moments(model, data)[0]
-
-    def variance(self, model, data):
-        return self._moments(model, data)[1]
-
     def plugged_in(self, model, data):
         return {}
 
@@ -98,8 +93,9 @@ class ChainApproximation(AbstractApproximation):
         index = jax.random.randint(choice, (), 0, jax.tree.leaves(flat)[0].shape[0])
         return self._draw(inner, jax.tree.map(lambda leaf: leaf[index], flat), model, data)
 
-    def chain_draws(self, keys, model, data):
+    def chain_draws(self, key, model, data):
         """All draws as they were sampled: arrays (chain, draw, …) by site."""
+        keys = jax.random.split(key, math.prod(self.chains))
         drawn = jax.lax.map(
             lambda item: self._draw(item[0], item[1], model, data),
             (keys, self._flat()),
@@ -249,6 +245,8 @@ class MCMC(AbstractMethod):
         start_key, chain_key = jax.random.split(key)
         values = model.mcmc_init(data, start_key, initial)
         position = unconstrain_fn(model.numpyro_model, (data,), {}, values)
+        # NumPyro's kernel works in doubles wherever they exist.
+        position = jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(float)), position)
         init_kernel, _ = self._kernel(model)
         return self._prime(init_kernel, position, data, chain_key)
 

@@ -1,4 +1,4 @@
-"""Trust: one suite of checks for every pair of model and method, and simulation-based calibration."""
+"""Trust: checks that every pair of model and method passes, and simulation-based calibration."""
 
 from bayeskit.testing.calibration import CalibrationResult, calibrate
 from bayeskit.testing.checks import CHECKS, check_model

@@ -1,4 +1,4 @@
-r"""Simulation-based calibration: are posteriors as wide as they should be, on average?
+"""Simulation-based calibration: whether posteriors are as wide as they should be, on average.
 
 Parameters are drawn from the prior, data from the parameters, and the posterior is computed. If
 it is right, the rank of the true value among L independent posterior draws is uniform on
@@ -53,7 +53,7 @@ class CalibrationResult:
         ``(truth - mean)² / variance``; for complex sites by complex entry.
     widths : dict of arrays (usable simulations, entries)
         Widths of the central 90 % intervals of the draws.
-    truths : dict of arrays (usable simulations, entries)
+    truths : dict of arrays (num_simulations, entries)
     converged : bool array (num_simulations,)
         Whether each fit met its method's criterion; those that did not are kept.
     usable : bool array (num_simulations,)
@@ -133,10 +133,11 @@ class CalibrationResult:
 
     @property
     def p_values(self) -> pd.DataFrame:
-        """Tests of uniform ranks, by site: ``ecdf`` (largest exit from pointwise bands,
-        simulated null) and ``chi2`` (twenty bins or fewer).
+        """P-values of two tests of uniform ranks, by site.
 
-        Each is the smallest over the site's entries times their number (Bonferroni), at most 1.
+        ``ecdf``: the largest exit from pointwise bands, its distribution simulated; ``chi2``:
+        Pearson's, in twenty bins or fewer. Each is the smallest over the site's entries times
+        their number (Bonferroni), at most 1.
         """
         rows = {}
         for site, ranks in self.ranks.items():
@@ -151,9 +152,9 @@ class CalibrationResult:
         """Everything in numbers, one row a site.
 
         Columns: number of ``entries``; ``coverage_50`` … ``coverage_95`` and the standard error of
-        the 90 % one; ``mean_z2`` and its standard error; ``width_ratio``; ``p_ecdf`` and ``p_chi2``;
-        ``note``. Plugged-in sites are rows without numbers. ``table.attrs`` has the description, and how many
-        simulations there were, did not converge, and were not usable.
+        the 90 % one; ``mean_z2`` and its standard error; ``width_ratio``; ``p_ecdf`` and
+        ``p_chi2``; ``note``. Plugged-in sites are rows without numbers. ``table.attrs`` has the
+        description, and how many simulations there were, did not converge, and were not usable.
         """
         coverage, errors, p_values = self.coverage, self.coverage_error, self.p_values
         z2, z2_error, ratio = self.mean_z2, self.mean_z2_error, self.width_ratio
@@ -251,7 +252,8 @@ class CalibrationResult:
 
     def __repr__(self):
         counts = f"{self.num_simulations} simulations, {int(np.sum(~self.converged))} not converged"
-        return f"CalibrationResult({self.description}; {counts}, {int(np.sum(~self.usable))} not usable)"
+        unusable = int(np.sum(~self.usable))
+        return f"CalibrationResult({self.description}; {counts}, {unusable} not usable)"
 
 
 def calibrate(
@@ -336,6 +338,9 @@ def calibrate(
     parameters = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[0] for pair in simulated))
     data = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[1] for pair in simulated))
 
+    truths = {site: _truth_columns(values) for site, values in parameters.items()}
+    _check_reference(reference, truths)
+
     with warnings.catch_warnings():
         # Counted in the result.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -352,29 +357,30 @@ def calibrate(
     if not np.any(usable):
         raise ValueError(f"no fit of {method!r} to {num_simulations} simulated data sets is finite")
 
-    ranks, entries, squared_errors, widths, truths = {}, {}, {}, {}, {}
+    ranks, entries, squared_errors, widths = {}, {}, {}, {}
     for site in ranked:
-        chosen = _choose_entries(site, parameters[site].shape[1:])
+        shape = parameters[site].shape[1:]
+        chosen = _choose_entries(shape)
         truth, center, spread = (
-            _columns(a, chosen)[usable] for a in (parameters[site], mean[site], variance[site])
+            _columns(moment[site], chosen)[usable] for moment in (parameters, mean, variance)
         )
-        drawn = np.stack([_columns(d, chosen) for d in draws[site][usable]])
         with np.errstate(divide="ignore", invalid="ignore"):
             squared_errors[site] = np.abs(truth - center) ** 2 / spread
+        drawn = np.stack([_split_complex(_columns(draw, chosen)) for draw in draws[site][usable]])
         labels = [f"[{', '.join(map(str, index))}]" if index else site for index in chosen]
-        if np.iscomplexobj(truth) or np.iscomplexobj(drawn):
-            truth, drawn = (np.concatenate([a.real, a.imag], axis=-1) for a in (truth, drawn))
+        if drawn.shape[-1] == 2 * len(labels):
             labels = [f"{label} {part}" for part in ("real", "imag") for label in labels]
-        truths[site], entries[site] = truth, labels
-        ranks[site], widths[site] = _ranks_and_widths(truth, drawn)
+        entries[site] = labels
+        ranks[site], widths[site] = _ranks_and_widths(truths[site][usable], drawn)
     for name, quantity in (quantities or {}).items():
-        truth, drawn = _evaluate_quantity(
+        if name in parameters:
+            raise ValueError(f"quantities has {name!r}, which is a site's name")
+        truths[name], drawn = _evaluate_quantity(
             quantity, parameters, data, draws, mean, plugged_in, usable
         )
-        truths[name], entries[name] = truth, [name]
-        ranks[name], widths[name] = _ranks_and_widths(truth, drawn)
+        entries[name] = [name]
+        ranks[name], widths[name] = _ranks_and_widths(truths[name][usable], drawn)
 
-    _check_reference(reference, truths, usable)
     return CalibrationResult(
         description=f"{type(model).__name__} by {method!r}",
         num_simulations=int(num_simulations),
@@ -402,7 +408,8 @@ def _sites_to_rank(sites, mean, plugged_in):
     for site in sites:
         if site in plugged_in:
             raise ValueError(
-                f"sites has {site!r}, a point estimate: it has no draws to rank; random are {random_sites}"
+                f"sites has {site!r}, a point estimate: it has no draws to rank; the random sites "
+                f"are {random_sites}"
             )
         if site not in mean:
             raise ValueError(f"sites has {site!r}; the random sites are {random_sites}")
@@ -432,8 +439,8 @@ def _independent_draws(posterior, key, num_draws):
     first = jax.tree.map(lambda leaf: leaf[0], posterior.approximation)
     if first.chains is not None and np.prod(first.chains) < num_draws:
         raise ValueError(
-            f"num_draws is {num_draws}, but the chains have only {int(np.prod(first.chains))} draws: "
-            "sample more or rank fewer"
+            f"num_draws is {num_draws}, but the chains have only {int(np.prod(first.chains))} "
+            "draws: sample more or rank fewer"
         )
     with double_precision():
         keys = jax.random.split(key, posterior.batch)
@@ -450,15 +457,25 @@ def _finite(array):
     return np.all(np.isfinite(np.asarray(array)), axis=tuple(range(1, np.ndim(array))))
 
 
-def _choose_entries(site, shape):
+def _choose_entries(shape):
     """Indices to rank: all of a small site, a random but fixed subset of a large one."""
     size = int(np.prod(shape, dtype=int))
     chosen = np.arange(size)
     if size > _ENTRIES:
-        chosen = np.sort(
-            np.random.default_rng([_NULL_SEED, len(site)]).choice(size, _ENTRIES, replace=False)
-        )
+        generator = np.random.default_rng(_NULL_SEED)
+        chosen = np.sort(generator.choice(size, _ENTRIES, replace=False))
     return [tuple(int(i) for i in np.unravel_index(flat, shape)) for flat in chosen]
+
+
+def _split_complex(columns):
+    """(lead, entries), imaginary parts after real ones."""
+    if not np.iscomplexobj(columns):
+        return columns
+    return np.concatenate([columns.real, columns.imag], axis=-1)
+
+
+def _truth_columns(values):
+    return _split_complex(_columns(values, _choose_entries(values.shape[1:])))
 
 
 def _columns(array, indices):
@@ -473,41 +490,29 @@ def _ranks_and_widths(truth, drawn):
 
 
 def _evaluate_quantity(quantity, parameters, data, draws, mean, plugged_in, usable):
+    """Truths (simulations, 1) and draws (usable simulations, draws, 1) of one test quantity."""
+
+    def item(tree, index):
+        return jax.tree.map(lambda leaf: leaf[index], tree)
+
     num_draws = next(iter(draws.values())).shape[1]
-    truths, drawn = [], []
+    count = usable.size
+    truths = [[float(quantity(item(parameters, i), item(data, i)))] for i in range(count)]
+    drawn = []
     for i in np.flatnonzero(usable):
-        own = jax.tree.map(lambda leaf: leaf[i], data)  # noqa: B023
-        fixed = {site: mean[site][i] for site in plugged_in}
-        truths.append(
-            [float(quantity({site: value[i] for site, value in parameters.items()}, own))]
-        )
-        drawn.append(
-            [
-                [
-                    float(
-                        quantity(
-                            {**fixed, **{site: value[i, j] for site, value in draws.items()}}, own
-                        )
-                    )
-                ]
-                for j in range(num_draws)
-            ]
-        )
+        own, fixed = item(data, i), {site: mean[site][i] for site in plugged_in}
+        values = (quantity({**fixed, **item(draws, (i, j))}, own) for j in range(num_draws))
+        drawn.append([[float(value)] for value in values])
     return np.asarray(truths), np.asarray(drawn)
 
 
-def _check_reference(reference, truths, usable):
+def _check_reference(reference, truths):
     if reference is None:
         return
     if not isinstance(reference, CalibrationResult):
         raise TypeError(f"reference must be a CalibrationResult, got {type(reference).__name__}")
-    same = reference.usable.shape == usable.shape
-    for site in set(truths) & set(reference.truths) if same else ():
-        both = usable & reference.usable
-        same = same and np.array_equal(
-            truths[site][both[usable]], reference.truths[site][both[reference.usable]]
-        )
-    if not same:
+    same = (np.array_equal(reference.truths.get(site, ()), value) for site, value in truths.items())
+    if not all(same):
         raise ValueError(
             "reference is of other simulated data: use the same model, key and num_simulations"
         )

@@ -89,7 +89,8 @@ def check_model(
     >>> import bayeskit as bk
     >>> from bayeskit.testing import check_model
     >>> generator = np.random.default_rng(0)
-    >>> model = bk.models.KroneckerSBL([generator.normal(size=(3, 4)), generator.normal(size=(4, 5))])
+    >>> dictionaries = [generator.normal(size=(3, 4)), generator.normal(size=(4, 5))]
+    >>> model = bk.models.KroneckerSBL(dictionaries)
     >>> seconds = check_model(model, bk.inference.EM(), generator.normal(size=(3, 4)), key=0)
     """
     expected = dict(expected_failed or {})
@@ -112,7 +113,8 @@ def check_model(
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise AssertionError(
-            f"{type(model).__name__} by {method!r}: {len(problems)} of {len(CHECKS)} checks failed\n{listed}"
+            f"{type(model).__name__} by {method!r}: {len(problems)} of {len(CHECKS)} checks failed"
+            f"\n{listed}"
         )
     return seconds
 
@@ -287,9 +289,9 @@ def _compilations():
     """A list that gets one entry a program that JAX compiles."""
     programs = []
 
-    def listen(event, duration, **kwargs):
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _COMPILE_EVENT:
-            programs.append(duration)
+            programs.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -416,7 +418,7 @@ def _check_wrong_input_rejected(case):
 
 
 def _check_objective_monotone(case):
-    """Where there is an objective it never falls beyond rounding, and has one value an iteration."""
+    """An objective never falls beyond rounding, and has one value an iteration."""
     runs = [("the fit", case.base), ("the fit to other data", case.other)]
     for what, posterior in runs:
         objective = posterior.convergence.objective
@@ -431,7 +433,8 @@ def _check_objective_monotone(case):
         falls = np.flatnonzero(np.diff(objective) < -slack)
         _require(
             not falls.size,
-            f"{what}: falls at iterations {falls[:5].tolist()} by up to {-np.diff(objective).min():.3g}",
+            f"{what}: falls at iterations {falls[:5].tolist()} by up to "
+            f"{-np.min(np.diff(objective), initial=0.0):.3g}",
         )
 
 

@@ -50,22 +50,17 @@ class Conditional(AbstractApproximation):
     def _arguments(self, model, data):
         return model.factors.reduced, self.scales, self.noise_variance
 
-    def mean(self, model, data):
-        layout = model.factors.layout
-        mean = structure.posterior_mean(*self._arguments(model, data), data.measurements)
-        mean = layout.as_given(mean * coefficient_unit(model.factors, data), layout.columns)
-        return {"coefficients": mean, **self.plugged_in(model, data)}
-
-    def variance(self, model, data):
-        layout = model.factors.layout
-        variance = structure.posterior_variance(*self._arguments(model, data), data.measurements)
-        variance = layout.ungroup(
-            variance * coefficient_unit(model.factors, data) ** 2, layout.columns
-        )
+    def moments(self, model, data):
+        layout, unit = model.factors.layout, coefficient_unit(model.factors, data)
+        arguments = (*self._arguments(model, data), data.measurements)
+        mean = layout.as_given(structure.posterior_mean(*arguments) * unit, layout.columns)
+        variance = structure.posterior_variance(*arguments) * unit**2
+        variance = layout.ungroup(variance, layout.columns)
         if layout.snapshots:
-            variance = jnp.broadcast_to(variance, (data.tensor.shape[0], *variance.shape))
-        fixed = jax.tree.map(jnp.zeros_like, self.plugged_in(model, data))
-        return {"coefficients": variance, **fixed}
+            variance = jnp.broadcast_to(variance, mean.shape)
+        fixed = self.plugged_in(model, data)
+        zeros = jax.tree.map(jnp.zeros_like, fixed)
+        return {"coefficients": mean, **fixed}, {"coefficients": variance, **zeros}
 
     def sample(self, key, model, data):
         layout = model.factors.layout
@@ -144,40 +139,30 @@ class MeanField(AbstractApproximation):
         return Conditional(self.messages.scales, self.messages.noise_variance)
 
     def _draw_hyper_parameters(self, key, model, data):
-        keys = jax.random.split(key, len(self.messages.rates) + 1)
+        messages = self.messages
+        sizes = [rate.shape[0] for rate in messages.rates]
+        concentrations = [
+            jnp.full(n, a) for n, a in zip(sizes, messages.concentrations, strict=True)
+        ]
+        concentrations = jnp.concatenate([*concentrations, messages.noise_concentration[None]])
+        rates = jnp.concatenate([*messages.rates, messages.noise_rate[None]])
+        # One call for all: each compiles for seconds.
+        draws = rates / jax.random.gamma(key, concentrations, dtype=rates.dtype)
+        *scales, noise = jnp.split(draws, np.cumsum(sizes))
+        noise = noise[0] if model.noise_variance is None else messages.noise_variance
+        return Conditional(tuple(scales), noise).plugged_in(model, data)
 
-        def inverse_gamma(key, concentration, rate):
-            return rate / jax.random.gamma(key, concentration, rate.shape, rate.dtype)
-
-        scales = tuple(
-            inverse_gamma(k, a, b)
-            for k, a, b in zip(
-                keys[1:], self.messages.concentrations, self.messages.rates, strict=True
-            )
-        )
-        noise = self.messages.noise_variance
-        if model.noise_variance is None:
-            noise = inverse_gamma(
-                keys[0], self.messages.noise_concentration, self.messages.noise_rate
-            )
-        return Conditional(scales, noise).plugged_in(model, data)
-
-    def _hyper_parameter_moments(self, model, data):
+    def moments(self, model, data):
+        mean, variance = self._conditional().moments(model, data)
         # The reported scales are normalised products, whose moments have no closed form.
         keys = jax.random.split(jax.random.key(0), _MOMENT_DRAWS)
         draws = jax.lax.map(
             lambda key: self._draw_hyper_parameters(key, model, data), keys, batch_size=64
         )
-        means = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), draws)
-        return means, jax.tree.map(lambda leaf: jnp.var(leaf, axis=0), draws)
-
-    def mean(self, model, data):
-        mean = self._conditional().mean(model, data)["coefficients"]
-        return {"coefficients": mean, **self._hyper_parameter_moments(model, data)[0]}
-
-    def variance(self, model, data):
-        variance = self._conditional().variance(model, data)["coefficients"]
-        return {"coefficients": variance, **self._hyper_parameter_moments(model, data)[1]}
+        for site, values in draws.items():
+            mean[site] = jnp.mean(values, axis=0)
+            variance[site] = jnp.var(values, axis=0)
+        return mean, variance
 
     def sample(self, key, model, data):
         coefficient_key, scale_key = jax.random.split(key)

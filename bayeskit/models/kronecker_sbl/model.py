@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
@@ -28,8 +27,6 @@ from bayeskit.models.kronecker_sbl.approximation import (
     Conditional,
     KroneckerSBLPosterior,
     MeanField,
-    coefficient_unit,
-    reported_scales,
     scale_units,
 )
 
@@ -142,7 +139,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         noise = "learned" if self.noise_variance is None else f"{self.noise_variance:.6g}"
         coupling = "" if self.coupling is None else f", coupling={self.coupling}"
         return (
-            f"KroneckerSBL({shapes}, noise_variance {noise}, scales={self.scales!r}{coupling}, "
+            f"{type(self).__name__}({shapes}, noise_variance {noise}, scales={self.scales!r}{coupling}, "
             f"scale_prior={priors.describe(self.scale_prior)}, noise_prior={priors.describe(self.noise_prior)})"
         )
 
@@ -409,7 +406,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         stats, objective = self._evaluate(data, parameters, ())
         arguments = (factors.reduced, scales, parameters.noise_variance)
         mean = structure.posterior_mean(*arguments, data.measurements)
-        moments = jnp.mean(jnp.abs(mean) ** 2, axis=0) + structure.posterior_variance(*arguments, data.measurements)
+        moments = jnp.mean(jnp.abs(mean) ** 2, axis=0) + structure.posterior_variance(
+            *arguments, data.measurements
+        )
         weights = parameters.weights
         if m_step == "svd":
             fitted = updates.rank_one(moments)

@@ -504,36 +504,45 @@ def sample_prior(model, key):
     shapes = [values_of(d).shape for d in model.dictionaries]
     groups = check_groups(model.scales, model.dictionaries, model.coupling)
     layout = Layout(groups, tuple(s[0] for s in shapes), tuple(s[1] for s in shapes), False)
-    real_dtype, dtype = working_type(model.dictionaries, values_of(model.dictionaries[0]))
-    strengths = model.coupling or (0.0,) * len(shapes)
     with double_precision():
-        keys = jax.random.split(as_key(key, "draws are random"), len(groups) + 3)
-        weights = [
-            scale_prior.sample(k, (math.prod(layout.columns[axis] for axis in group),))
-            for k, group in zip(keys[3:], groups, strict=True)
-        ]
-        scales = [
-            updates.couple(w, strengths[group[0]]) for w, group in zip(weights, groups, strict=True)
-        ]
-        noise = jnp.asarray(
-            model.noise_variance if noise_prior is None else noise_prior.sample(keys[0])
+        real_dtype, dtype = working_type(model.dictionaries, values_of(model.dictionaries[0]))
+        drawn = _draw_from_priors(
+            as_key(key, "draws are random"),
+            tuple(jnp.asarray(values_of(d)) for d in model.dictionaries),
+            scale_prior,
+            noise_prior,
+            jnp.asarray(0.0 if model.noise_variance is None else model.noise_variance),
+            jnp.asarray(model.coupling or (0.0,) * len(shapes)),
+            layout,
+            dtype,
         )
-        roots = outer([jnp.sqrt(scale) for scale in scales])
-        coefficients = layout.ungroup(
-            roots * jax.random.normal(keys[1], roots.shape, dtype), layout.columns
-        )
-        dictionaries = [jnp.asarray(values_of(d)) for d in model.dictionaries]
-        clean = kronecker_multiply(dictionaries, coefficients)
-        data = clean + jnp.sqrt(noise) * jax.random.normal(keys[2], clean.shape, dtype)
-        parameters = {"coefficients": coefficients, **normalised_scales(scales, layout)}
-        if noise_prior is not None:
-            parameters["noise_variance"] = noise
-        return to_host(
-            jax.tree.map(
-                lambda leaf: leaf.astype(dtype if jnp.iscomplexobj(leaf) else real_dtype),
-                (parameters, data),
-            )
-        )
+        cast = {True: dtype, False: real_dtype}
+        return to_host(jax.tree.map(lambda leaf: leaf.astype(cast[jnp.iscomplexobj(leaf)]), drawn))
+
+
+@eqx.filter_jit
+def _draw_from_priors(
+    key, dictionaries, scale_prior, noise_prior, noise_variance, strengths, layout, dtype
+):
+    keys = jax.random.split(key, len(layout.groups) + 3)
+    weights = [
+        scale_prior.sample(k, (math.prod(layout.columns[axis] for axis in group),))
+        for k, group in zip(keys[3:], layout.groups, strict=True)
+    ]
+    scales = [
+        updates.couple(w, strengths[group[0]])
+        for w, group in zip(weights, layout.groups, strict=True)
+    ]
+    noise = noise_variance if noise_prior is None else noise_prior.sample(keys[0])
+    roots = outer([jnp.sqrt(scale) for scale in scales])
+    coefficients = roots * jax.random.normal(keys[1], roots.shape, dtype)
+    coefficients = layout.ungroup(coefficients, layout.columns)
+    clean = kronecker_multiply(dictionaries, coefficients)
+    data = clean + jnp.sqrt(noise) * jax.random.normal(keys[2], clean.shape, dtype)
+    parameters = {"coefficients": coefficients, **normalised_scales(scales, layout)}
+    if noise_prior is not None:
+        parameters["noise_variance"] = noise
+    return parameters, data
 
 
 def normalised_scales(scales, layout):

@@ -1,0 +1,75 @@
+"""Fits a sharded tensor and compares with the single-device fit; run by test_distributed.py.
+
+Arguments: number of processes, index of this one, port. One process forces eight devices, two
+processes four each.
+"""
+
+import os
+import re
+import sys
+
+processes, index, port = (int(argument) for argument in sys.argv[1:])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={8 // processes}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+
+if processes > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, index)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import multihost_utils  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+
+import bayeskit as bk  # noqa: E402
+from bayeskit.inference import driver  # noqa: E402
+
+SHAPE, ATOMS = (16, 12, 10), (24, 16, 12)
+problem = bk.datasets.kronecker_sparse(0, shape=SHAPE, atoms=ATOMS, nonzeros=(3, 3, 2))
+model = bk.models.KroneckerSBL(problem.dictionaries)
+mesh = bk.make_mesh((8,), ("x",))
+sharding = NamedSharding(mesh, PartitionSpec("x"))
+with jax.enable_x64(True):
+    measurements = jax.make_array_from_callback(
+        SHAPE, sharding, lambda part: problem.measurements[part]
+    )
+
+
+def gather(array):
+    """The whole array on every process."""
+    with jax.enable_x64(True):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
+
+
+distributed = bk.infer(model, measurements)
+single = bk.infer(model, problem.measurements)
+for name, moments in (("mean", "mean"), ("variance", "variance")):
+    whole = getattr(single, moments)["coefficients"]
+    spread = getattr(distributed, moments)["coefficients"]
+    assert isinstance(spread, jax.Array), f"{name} was gathered"
+    largest = max(shard.data.size for shard in spread.addressable_shards)
+    assert largest <= whole.size / 8, f"a device holds {largest} of {whole.size} entries"
+    error = np.max(np.abs(gather(spread) - whole)) / np.max(np.abs(whole))
+    assert error < 1e-10, f"{name} differs by {error}"
+assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
+assert distributed.convergence.iterations == single.convergence.iterations
+
+with jax.enable_x64(True):
+    prepared = model.prepare(measurements)
+    method = driver.as_leaves(bk.inference.EM())
+    arguments = (method, prepared.model, prepared.data)
+    states = driver._start(*arguments, jax.random.key(0), None)
+    lowered = driver._advance.lower(*arguments, states, 50, jnp.asarray(50))
+    program = lowered.compile().compiled.as_text()
+tensor_size, factor_size = np.prod(SHAPE), max(m * n for m, n in zip(SHAPE, ATOMS, strict=True))
+for shape in set(re.findall(r"f64\[([\d,]+)\]", program)):
+    size = np.prod([int(length) for length in shape.split(",")])
+    assert size < tensor_size, f"the compiled program has an array of the full tensor's size: {shape}"
+gathered = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
+for shape in gathered:
+    size = np.prod([int(length) for length in shape.split(",")])
+    assert size <= factor_size, f"more than one factor is gathered: {shape}"
+print("distributed fit equals the single-device fit")

@@ -1,0 +1,38 @@
+"""A fit over eight devices, and over two processes, equals the fit on one device."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("fit_distributed.py")
+ROOT = SCRIPT.parents[2]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_distributed_fit_equals_single_device_fit(processes):
+    port = str(free_port())
+    command = [sys.executable, str(SCRIPT), str(processes)]
+    running = [
+        subprocess.Popen(
+            [*command, str(index), port],
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+        assert "distributed fit equals the single-device fit" in output

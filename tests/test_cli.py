@@ -1,0 +1,203 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from bayeskit import cli, datasets
+from bayeskit.reproduce import EXPERIMENTS
+
+runner = CliRunner()
+
+
+def problem_dataset(complex_valued=False):
+    problem = datasets.kronecker_sparse(
+        0, shape=(5, 6), atoms=(7, 8), nonzeros=(2, 2), complex=complex_valued
+    )
+    first, second = problem.dictionaries
+    data = xr.Dataset(
+        {
+            "y": (("antenna", "time"), problem.measurements),
+            "dictionary_0": (("antenna", "angle"), first),
+            "dictionary_1": (("time", "delay"), second),
+        },
+        coords={"angle": np.linspace(-1, 1, 7), "time": np.arange(6) * 0.1},
+    )
+    return problem, data
+
+
+def in_parts(data):
+    return xr.Dataset(
+        {
+            name: xr.concat(
+                [array.real, array.imag], xr.Variable("part", ["real", "imag"])
+            ).transpose(..., "part")
+            for name, array in data.data_vars.items()
+        }
+    )
+
+
+def refused(*arguments):
+    result = runner.invoke(cli.app, list(map(str, arguments)))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_info_names_versions_and_devices():
+    result = runner.invoke(cli.app, ["info"])
+    assert result.exit_code == 0
+    for word in ("bayeskit", "jax", "device", "float64"):
+        assert word in result.output
+
+
+@pytest.mark.parametrize("form", ["real", "compound", "parts"])
+def test_fit_writes_the_tree_with_the_files_dims_and_coords(tmp_path, form):
+    problem, data = problem_dataset(complex_valued=form != "real")
+    stored = in_parts(data) if form == "parts" else data
+    # h5netcdf warns of compound numbers in a file that is called .nc.
+    path, out = tmp_path / ("data.h5" if form == "compound" else "data.nc"), tmp_path / "result.nc"
+    stored.to_netcdf(path, engine="h5netcdf", invalid_netcdf=form == "compound")
+    arguments = ["fit", "sbl", str(path), "--out", str(out), "--draws", "16"]
+    arguments += ["--option", "m_step=convex", "--option", "max_iterations=800"]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    tree = xr.load_datatree(out, engine="h5netcdf")
+    mean = tree["moments"]["coefficients_mean"]
+    assert mean.dims == ("angle", "delay") + ("part",) * (form != "real")
+    np.testing.assert_array_equal(tree["posterior"]["angle"], data["angle"])
+    np.testing.assert_array_equal(tree["observed_data"]["time"], data["time"])
+    values = mean.values if form == "real" else mean.values @ [1, 1j]
+    error = np.linalg.norm(values - problem.coefficients) / np.linalg.norm(problem.coefficients)
+    assert error < 0.1
+    assert "convex" in tree.attrs["settings"]
+    assert sorted(tmp_path.iterdir()) == sorted([path, out])
+
+
+def test_fit_takes_a_known_noise_variance_and_model_options(tmp_path):
+    problem, data = problem_dataset()
+    data.to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
+    out = tmp_path / "result.nc"
+    arguments = ["fit", "sbl", str(tmp_path / "data.nc"), "--out", str(out), "--draws", "16"]
+    arguments += ["--noise-variance", str(problem.noise_variance)]
+    arguments += ["--model-option", "scales=[[0, 1]]"]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    tree = xr.load_datatree(out, engine="h5netcdf")
+    assert "noise_variance_mean" not in tree["moments"]
+    assert "scales_1_mean" not in tree["moments"]
+
+
+def test_bad_input_is_told_in_one_line_with_exit_code_2(tmp_path):
+    _, data = problem_dataset()
+    good, out = tmp_path / "good.nc", tmp_path / "result.nc"
+    data.to_netcdf(good, engine="h5netcdf")
+
+    def stored(name, dataset):
+        dataset.to_netcdf(tmp_path / name, engine="h5netcdf")
+        return tmp_path / name
+
+    (tmp_path / "text.nc").write_text("not NetCDF")
+    no_y = stored("no_y.nc", data.drop_vars("y"))
+    gap = stored("gap.nc", data.rename(dictionary_1="dictionary_2"))
+    hole = stored("hole.nc", data.assign(y=data["y"].where(data["time"] > 0)))
+    swapped = stored("swapped.nc", data.assign(y=data["y"].T))
+    cases = {
+        (tmp_path / "absent.nc",): "no such file",
+        (tmp_path / "text.nc",): "not a NetCDF-4 file",
+        (no_y,): "no variable 'y'",
+        (gap,): "no variable 'dictionary_1'",
+        (hole,): "5 non-finite values",
+        (swapped,): "shape (6, 5)",
+        (good, "--method", "magic"): "em, messages, mcmc",
+        (good, "--noise-variance", -1.0): "noise_variance must be positive",
+        (good, "--option", "m_step"): "expected NAME=VALUE",
+        (good, "--option", "step=svd"): "EM takes m_step",
+        (good, "--option", "m_step=best"): "'best' is not one of",
+        (good, "--model-option", "noise_variance=1"): "--noise-variance",
+        (good, "--model-option", "coupling=[1]"): "coupling must have 2",
+        (good, "--method", "messages", "--model-option", "coupling=[1, 0]"): "MessagePassing",
+        (good, "--method", "mcmc", "--option", "num_chains=0"): "num_chains must be at least 1",
+    }
+    for arguments, message in cases.items():
+        told = refused("fit", "sbl", *arguments, "--out", out)
+        assert message in told, (arguments, told)
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1, told
+    assert "does not exist" in refused("fit", "sbl", good, "--out", tmp_path / "no" / "result.nc")
+    assert not out.exists()
+
+
+def test_wrong_usage_has_exit_code_2(tmp_path):
+    assert "--out" in refused("fit", "sbl", tmp_path / "data.nc")
+    assert "krosbl-irs" in refused("reproduce", "nothing")
+    assert "divisor" in refused("quickstart", "--size", 100, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_must_be_real_and_imaginary():
+    array = xr.DataArray(np.ones((2, 3)), dims=("a", "part"), name="y")
+    with pytest.raises(cli.InputError, match="3 entries, not 2"):
+        cli._complex_of(array)
+    named = xr.DataArray(
+        [[1.0, 2.0]], dims=("a", "part"), coords={"part": ["imag", "real"]}, name="y"
+    )
+    assert complex(cli._complex_of(named)[0]) == 2 + 1j
+    with pytest.raises(cli.InputError, match="real"):
+        cli._complex_of(named.assign_coords(part=["x", "y"]))
+
+
+def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path):
+    out = tmp_path / "quickstart"
+    result = runner.invoke(
+        cli.app, ["quickstart", "--size", "32", "--draws", "32", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    names = [f"mri-{f}{end}" for f in (25, 49) for end in ("-convergence.png", ".nc", ".png")]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert "pixels inside their 90% interval" in result.output
+    tree = xr.load_datatree(out / "mri-49.nc", engine="h5netcdf")
+    problem = datasets.compressive_image(0, size=32, fraction=0.49)
+    np.testing.assert_array_equal(tree["pixels"]["truth"], problem.image)
+    draws = problem.reconstruct(tree["posterior"]["coefficients"].values[0])
+    np.testing.assert_allclose(tree["pixels"]["standard_deviation"], draws.std(axis=0, ddof=1))
+    assert tree["posterior"]["coefficients"].dims[2:] == ("row_frequency", "column_frequency")
+
+
+def test_reproduce_lists_experiments():
+    result = runner.invoke(cli.app, ["reproduce"])
+    assert result.exit_code == 0
+    assert all(name in result.output for name in EXPERIMENTS)
+
+
+def test_reproduce_puts_our_scores_beside_the_authors(monkeypatch):
+    monkeypatch.setitem(
+        EXPERIMENTS, "krosbl-irs", with_first_method_only(EXPERIMENTS["krosbl-irs"])
+    )
+    result = runner.invoke(cli.app, ["reproduce", "krosbl-irs", "--seeds", "2"])
+    assert result.exit_code == 0, result.output
+    assert "authors' MATLAB" in result.output
+    assert "ours 2" in result.output
+
+
+def with_first_method_only(experiment):
+    from dataclasses import replace
+
+    from bayeskit.reproduce import Row
+
+    def run(seeds, report):
+        report(f"ours {seeds}")
+        scores = dict.fromkeys(experiment.published[0].scores, 0.5)
+        return [Row("ours", "bayeskit", seeds, scores)]
+
+    return replace(experiment, run=run)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_reproduced_medians_are_no_worse_than_the_published(name):
+    experiment = EXPERIMENTS[name]
+    rows = experiment.run(5, lambda line: None)
+    best = min(row.scores["median NMSE"] for row in rows)
+    assert best <= min(row.scores["median NMSE"] for row in experiment.published)
