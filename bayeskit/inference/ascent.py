@@ -108,6 +108,9 @@ class _Ascent(AbstractMethod):
         }
         return fields, {"optimization": trace}
 
+    def caveats(self, fit, model):
+        return model.caveats(fit.diagnosed)
+
     def _check_numbers(self):
         check_integer("max_iterations", self.max_iterations, 1)
         check_integer("restarts", self.restarts, 1)
@@ -206,8 +209,9 @@ class EM(_Ascent):
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
-        approximation, log_evidence = model.em_finish(data, best)
-        return Fit(approximation, log_evidence, finite & jnp.isfinite(log_evidence), lane)
+        approximation, log_evidence, diagnosed = model.em_finish(data, best)
+        finite = finite & jnp.isfinite(log_evidence)
+        return Fit(approximation, log_evidence, finite, lane, diagnosed)
 
 
 class MessagePassing(_Ascent):
@@ -260,5 +264,5 @@ class MessagePassing(_Ascent):
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.messages_bound(data, p), states)
-        approximation, bound = model.messages_finish(data, best)
-        return Fit(approximation, bound, finite & jnp.isfinite(bound), lane)
+        approximation, bound, diagnosed = model.messages_finish(data, best)
+        return Fit(approximation, bound, finite & jnp.isfinite(bound), lane, diagnosed)

@@ -23,7 +23,8 @@ class Fit(NamedTuple):
     lane : int
         The restart that was kept.
     diagnosed : pytree
-        Draws of what convergence is judged by, where a method samples.
+        Draws of what convergence is judged by where a method samples, else the model's own
+        diagnostics.
     """
 
     approximation: Any
@@ -97,6 +98,10 @@ class AbstractMethod(eqx.Module):
     @abc.abstractmethod
     def map_lanes(self, function, lanes):
         """``vmap`` where lanes march in step, ``lax.map`` where each ends at its own time."""
+
+    @abc.abstractmethod
+    def caveats(self, fit, model) -> tuple[str, ...]:
+        """What the model warns about, given NumPy arrays of a fit."""
 
     @abc.abstractmethod
     def report(self, fit, records, counts):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bayeskit.errors import ConvergenceWarning
+from bayeskit.errors import ConditioningWarning, ConvergenceWarning
 from bayeskit.inference import checkpoint as checkpoints
 from bayeskit.inference.ascent import EM, MessagePassing
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
@@ -96,6 +96,8 @@ def infer(
                 f"{type(method).__name__} on {type(model).__name__} broke down: {fields['reason']} "
                 f"after {fields['iterations']} iterations; check the scales of data and priors"
             )
+    for caveat in method.caveats(jax.tree.map(np.asarray, fit), prepared.model):
+        warnings.warn(caveat, ConditioningWarning, stacklevel=2)
     convergence = Convergence(**fields, seconds=seconds)
     if not convergence.converged:
         warnings.warn(

@@ -294,6 +294,10 @@ class MCMC(AbstractMethod):
             diagnosed,
         )
 
+    def caveats(self, fit, model):
+        # Chains carry their own uncertainty of what the closed-form methods plug in.
+        return ()
+
     def report(self, fit, records, counts):
         window = slice(self.num_warmup, self.length)
         stats = {

@@ -68,6 +68,10 @@ class AbstractModel(eqx.Module):
     def prediction_inputs(self, inputs, labels):
         """Names of the dimensions of a prediction, and its inputs validated and converted."""
 
+    @abc.abstractmethod
+    def caveats(self, diagnostics) -> tuple[str, ...]:
+        """What a user should be warned about, from the diagnostics that a fit of this model ends with."""
+
     @property
     def posterior_class(self) -> type[Posterior]:
         """Class of the result."""
@@ -105,7 +109,7 @@ class SupportsEM(AbstractModel):
 
     @abc.abstractmethod
     def em_finish(self, data, parameters):
-        """The posterior given the estimates, and the log evidence."""
+        """The posterior given the estimates, the log evidence, and diagnostics for ``caveats``."""
 
 
 class SupportsMessages(AbstractModel):
@@ -133,7 +137,7 @@ class SupportsMessages(AbstractModel):
 
     @abc.abstractmethod
     def messages_finish(self, data, messages):
-        """The approximation, and the bound."""
+        """The approximation, the bound, and diagnostics for ``caveats``."""
 
 
 class SupportsMCMC(AbstractModel):

@@ -34,6 +34,7 @@ DEFAULT_SCALE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.5, 1e-6))
 DEFAULT_NOISE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.1, 1e-10))
 
 _M_STEPS = ("mackay", "convex", "alternating", "svd")
+_SMALLEST_FREE_SHARE = 0.01
 _START_NOISE = 0.1  # share of the measurements' power, as in the paper
 
 
@@ -327,7 +328,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
     def em_finish(self, data, parameters):
         """The exact posterior given the estimates."""
         approximation = Conditional(self._effective(parameters.weights), parameters.noise_variance)
-        return approximation, approximation.log_evidence(self, data)
+        stats, _ = self._evaluate(data, parameters, ())
+        free = stats.noise_leverage / data.tensor.size
+        return approximation, stats.log_evidence - self.log_unit(data), free
 
     def _evaluate(self, data, parameters, axes):
         stats = structure.statistics(
@@ -502,7 +505,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
 
     def messages_finish(self, data, messages):
         """The mean-field posterior and its bound."""
-        return MeanField(self._messages(data, messages)), self.messages_bound(data, messages)
+        stats, bound = self._evaluate_bound(data, messages, ())
+        free = stats.noise_leverage / data.tensor.size
+        return MeanField(self._messages(data, messages)), bound, free
 
     # Markov chain Monte Carlo
 
@@ -581,7 +586,17 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         noise = sites["noise_variance"] / noise_unit if self._learns_noise else data.noise_variance
         return Conditional(scales, noise)
 
-    # Prediction
+    # Prediction and warnings
+
+    def caveats(self, diagnostics):
+        """A fit that takes up all degrees of freedom leaves nothing to tell the noise by."""
+        if diagnostics >= _SMALLEST_FREE_SHARE:
+            return ()
+        return (
+            f"the fit interpolates the data: all but a share {float(diagnostics):.1e} of the "
+            "degrees of freedom are taken up, and variances rest on the noise variance alone; is "
+            "noise_variance far too small?",
+        )
 
     def prediction_inputs(self, inputs, labels):
         """Dimension names and converted inputs: ``None``, or one new dictionary (P_i, N_i) an axis."""

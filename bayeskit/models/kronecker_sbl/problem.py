@@ -295,6 +295,8 @@ def _warn_about_columns(axis, matrix):
             ConditioningWarning,
             stacklevel=5,
         )
+    if matrix.shape[0] == 1:  # columns of one number are always multiples of each other
+        return
     nonzero = np.setdiff1d(np.arange(matrix.shape[1]), zero)
     columns = matrix[:, nonzero]
     pivot = columns[np.argmax(np.abs(columns), axis=0), np.arange(columns.shape[1])]

@@ -1,0 +1,1 @@
+"""Studies of Kronecker-structured sparse Bayesian learning."""

@@ -1,0 +1,277 @@
+"""Bad input gets a clear error before any tracing, or a right answer with a warning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import bayeskit as bk
+
+EM, KroneckerSBL = bk.inference.EM, bk.models.KroneckerSBL
+SHAPE = (4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return bk.datasets.kronecker_sparse(1, shape=SHAPE, atoms=(6, 6, 7), nonzeros=(2, 2, 2))
+
+
+def replaced(problem, axis, change):
+    dictionaries = [d.copy() for d in problem.dictionaries]
+    change(dictionaries[axis])
+    return dictionaries
+
+
+def set_entry(index, value):
+    def change(matrix):
+        matrix[index] = value
+
+    return change
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_dictionary_names_matrix_index_and_count(problem, value):
+    with pytest.raises(ValueError, match=r"dictionaries\[1\] has 1 non-finite.*\(2, 3\)"):
+        KroneckerSBL(replaced(problem, 1, set_entry((2, 3), value)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_measurement_names_index_and_count(problem, value):
+    measurements = problem.measurements.copy()
+    measurements[1, 2, 3] = measurements[3, 0, 0] = value
+    with pytest.raises(ValueError, match=r"data has 2 non-finite values.*\(1, 2, 3\)"):
+        bk.infer(KroneckerSBL(problem.dictionaries), measurements)
+
+
+def test_zero_column_is_warned_about_and_its_coefficients_stay_zero(problem):
+    unused = next(j for j in range(6) if j not in problem.support[0])
+    dictionaries = replaced(problem, 0, set_entry((slice(None), unused), 0.0))
+    for m_step in ("mackay", "alternating", "svd"):
+        with pytest.warns(bk.ConditioningWarning, match=r"dictionaries\[0\] has 1 zero columns"):
+            posterior = bk.infer(
+                KroneckerSBL(dictionaries), problem.measurements, EM(m_step, max_iterations=2000)
+            )
+        assert np.all(posterior.mean["coefficients"][unused] == 0)
+        assert bk.metrics.nmse(problem.coefficients, posterior.mean["coefficients"]) < 0.05
+
+
+def test_duplicate_columns_are_warned_about_and_their_sum_is_right(problem):
+    used = int(problem.support[0][0])
+    unused = next(j for j in range(6) if j not in problem.support[0])
+    column = problem.dictionaries[0][:, used]
+    dictionaries = replaced(problem, 0, set_entry((slice(None), unused), column))
+    with pytest.warns(bk.ConditioningWarning, match="multiples of others"):
+        posterior = bk.infer(KroneckerSBL(dictionaries), problem.measurements)
+    mean = posterior.mean["coefficients"].copy()
+    mean[used] += mean[unused]
+    mean[unused] = 0
+    assert bk.metrics.nmse(problem.coefficients, mean) < 0.05
+
+
+def test_zero_measurements_give_zeros_and_finite_evidence(problem):
+    for method in (EM(), bk.inference.MessagePassing()):
+        posterior = bk.infer(KroneckerSBL(problem.dictionaries), np.zeros(SHAPE), method)
+        assert posterior.convergence.converged
+        assert np.all(posterior.mean["coefficients"] == 0)
+        assert np.all(np.isfinite(posterior.variance["coefficients"]))
+        assert np.isfinite(posterior.log_evidence)
+
+
+def test_wrong_shapes_say_what_was_expected(problem):
+    model = KroneckerSBL(problem.dictionaries)
+    cases = {
+        r"another order": problem.measurements.transpose(2, 1, 0),
+        r"reshape\(4, 5, 6\)": problem.measurements.ravel(),
+        r"shape \(4, 5\).*expected": problem.measurements[..., 0],
+        r"shape \(4, 5, 7\).*\(4, 5, 6\)": np.ones((4, 5, 7)),
+        r"data is empty": np.ones((0, 4, 5, 6)),
+    }
+    for message, data in cases.items():
+        with pytest.raises(ValueError, match=message):
+            bk.infer(model, data)
+
+
+def test_wrong_kinds_of_data_are_refused(problem):
+    model = KroneckerSBL(problem.dictionaries)
+    for data in (np.full(SHAPE, "a"), problem.measurements > 0, None, "text"):
+        with pytest.raises(TypeError, match="data must be real or complex"):
+            bk.infer(model, data)
+
+
+def test_integers_are_exact_numbers(problem):
+    integers = np.round(10 * problem.measurements).astype(int)
+    model = KroneckerSBL(problem.dictionaries)
+    ours, theirs = bk.infer(model, integers), bk.infer(model, integers.astype(float))
+    np.testing.assert_array_equal(ours.mean["coefficients"], theirs.mean["coefficients"])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_impossible_noise_variance_is_refused(problem, value):
+    with pytest.raises(ValueError, match="noise_variance must be positive and finite"):
+        KroneckerSBL(problem.dictionaries, noise_variance=value)
+
+
+def test_noise_variance_far_too_small_is_warned_about(problem):
+    model = KroneckerSBL(problem.dictionaries, noise_variance=problem.noise_variance * 1e-28)
+    with pytest.warns(bk.ConditioningWarning, match="interpolates"):
+        posterior = bk.infer(model, problem.measurements, EM(max_iterations=2000))
+    assert np.all(np.isfinite(posterior.mean["coefficients"]))
+    assert np.all(posterior.variance["coefficients"] >= 0)
+
+
+def test_real_measurements_of_complex_dictionaries_are_refused(problem):
+    dictionaries = [problem.dictionaries[0] + 0j, *problem.dictionaries[1:]]
+    with pytest.raises(ValueError, match="data is real.*dictionary is complex"):
+        bk.infer(KroneckerSBL(dictionaries), problem.measurements)
+
+
+def test_complex_measurements_of_real_dictionaries_are_a_complex_problem(problem):
+    model = KroneckerSBL(problem.dictionaries)
+    posterior = bk.infer(model, problem.measurements * np.exp(0.3j))
+    expected = problem.coefficients * np.exp(0.3j)
+    assert np.iscomplexobj(posterior.mean["coefficients"])
+    assert not np.iscomplexobj(posterior.variance["coefficients"])
+    assert bk.metrics.nmse(expected, posterior.mean["coefficients"]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [((6,), (4,)), ((1, 5), (3, 4)), ((7, 6), (3, 2)), ((1,), (1,)), ((5, 4), (1, 6))],
+)
+def test_unusual_sizes_work(rows, columns):
+    generator = np.random.default_rng(0)
+    dictionaries = [generator.standard_normal(s) for s in zip(rows, columns, strict=True)]
+    measurements = generator.standard_normal(rows)
+    posterior = bk.infer(KroneckerSBL(dictionaries), measurements, EM(max_iterations=3000))
+    assert posterior.mean["coefficients"].shape == columns
+    assert np.all(np.isfinite(posterior.mean["coefficients"]))
+    assert np.all(posterior.variance["coefficients"] >= 0)
+
+
+def test_pruning_everything_but_the_largest_still_answers(problem):
+    posterior = bk.infer(
+        KroneckerSBL(problem.dictionaries), problem.measurements, EM(prune=0.999, max_iterations=5000)
+    )
+    assert np.count_nonzero(posterior.mean["coefficients"]) >= 1
+
+
+def test_exhausted_budget_is_reported_and_warned_about(problem):
+    with pytest.warns(bk.ConvergenceWarning, match="max_iterations=2"):
+        posterior = bk.infer(
+            KroneckerSBL(problem.dictionaries), problem.measurements, EM(max_iterations=2)
+        )
+    assert not posterior.convergence.converged
+    assert posterior.convergence.iterations == 2
+
+
+def test_units_outside_the_floating_point_range_are_refused(problem):
+    for factor in (1e-160, 1e160):
+        with pytest.raises(ValueError, match="outside the range of float64"):
+            bk.infer(KroneckerSBL(problem.dictionaries), problem.measurements * factor)
+    single = [np.float32(d) for d in problem.dictionaries]
+    with pytest.raises(ValueError, match="outside the range of float32"):
+        bk.infer(KroneckerSBL(single), np.float32(problem.measurements * 1e-20))
+
+
+def test_constructor_arguments_are_checked(problem):
+    dictionaries = problem.dictionaries
+    cases = [
+        (TypeError, "sequence of matrices, got one matrix", (dictionaries[0],), {}),
+        (ValueError, "dictionaries is empty", ((),), {}),
+        (ValueError, r"dictionaries\[0\].*shape \(4,\)", ((np.ones(4),),), {}),
+        (ValueError, "zero everywhere", ((np.zeros((2, 3)),),), {}),
+        (TypeError, "real or complex", ((np.array([["a"]]),),), {}),
+        (ValueError, "scales must be", (dictionaries,), {"scales": "other"}),
+        (ValueError, "exactly once", (dictionaries,), {"scales": ((0, 1),)}),
+        (ValueError, "coupling must have 3", (dictionaries,), {"coupling": (0.5,)}),
+        (ValueError, "coupling must have 3", (dictionaries,), {"coupling": (0.5, -1, 0)}),
+        (ValueError, "grouped axes", (dictionaries,), {"scales": ((0, 1), (2,)), "coupling": (1, 0, 0)}),
+        (TypeError, "scale_prior must be a NumPyro", (dictionaries,), {"scale_prior": 3}),
+        (ValueError, "positive numbers", (dictionaries,), {"noise_prior": dist.Normal()}),
+        (TypeError, "noise_variance must be", (dictionaries,), {"noise_variance": "a"}),
+    ]
+    for error, message, arguments, options in cases:
+        with pytest.raises(error, match=message):
+            KroneckerSBL(*arguments, **options)
+
+
+def test_dense_group_beyond_memory_is_refused_with_its_size():
+    dictionary = np.ones((150, 200)) + np.eye(150, 200)
+    with pytest.raises(ValueError, match="dense dictionary has 9e"):
+        KroneckerSBL((dictionary, dictionary), scales="unstructured")
+
+
+def test_methods_name_what_they_need(problem):
+    gamma = dist.Gamma(2.0, 1.0)
+    model = KroneckerSBL(problem.dictionaries, scale_prior=gamma)
+    flat = KroneckerSBL(problem.dictionaries, scale_prior=None)
+    coupled = KroneckerSBL(problem.dictionaries, coupling=(0.5, 0, 0))
+    messages = bk.inference.MessagePassing()
+    for wrong, method, message in (
+        (model, EM(), "InverseGamma scale_prior"),
+        (flat, messages, "InverseGamma scale_prior"),
+        (flat, bk.inference.MCMC(), "proper scale_prior"),
+        (coupled, messages, "coupling"),
+        (KroneckerSBL(problem.dictionaries), EM("newton"), "m_step='newton'.*mackay"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bk.infer(wrong, problem.measurements, method, key=0)
+    with pytest.raises(ValueError, match="scale_prior depends on the data"):
+        KroneckerSBL(problem.dictionaries).sample_prior(0)
+    with pytest.raises(ValueError, match="scale_prior is flat"):
+        flat.sample_prior(0)
+
+
+def test_wrong_arguments_of_infer_are_named(problem):
+    model = KroneckerSBL(problem.dictionaries)
+    with pytest.raises(ValueError, match="key is needed"):
+        bk.infer(model, problem.measurements, EM(restarts=2))
+    with pytest.raises(TypeError, match="key must be an integer or one JAX key"):
+        bk.infer(model, problem.measurements, EM(restarts=2), key="seed")
+    with pytest.raises(TypeError, match="parentheses"):
+        bk.infer(model, problem.measurements, EM)
+    with pytest.raises(TypeError, match="model must be"):
+        bk.infer(EM(), problem.measurements)
+    with pytest.raises(TypeError, match="infer_batch"):
+        jax.jit(lambda y: bk.infer(model, y).mean["coefficients"])(jnp.ones(SHAPE))
+    for options in ({"max_iterations": 0}, {"tolerance": -1.0}, {"prune": 1.0}, {"restarts": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            EM(**options)
+
+
+def test_checkpoint_of_another_run_and_files_cut_short_are_refused(problem, tmp_path):
+    model = KroneckerSBL(problem.dictionaries)
+    path = tmp_path / "run.npz"
+    bk.infer(model, problem.measurements, checkpoint=path)
+    for part, call in {
+        "data": lambda: bk.infer(model, 2 * problem.measurements + 1, checkpoint=path),
+        "method": lambda: bk.infer(model, problem.measurements, EM("convex"), checkpoint=path),
+        "model": lambda: bk.infer(
+            KroneckerSBL(problem.dictionaries, coupling=(0.3, 0, 0)),
+            problem.measurements,
+            checkpoint=path,
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=f"of another {part}"):
+            call()
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cannot be read"):
+        bk.infer(model, problem.measurements, checkpoint=path)
+    saved = tmp_path / "posterior.nc"
+    posterior = bk.infer(model, problem.measurements)
+    posterior.save(saved)
+    other = KroneckerSBL(problem.dictionaries, noise_variance=1.0)
+    with pytest.raises(ValueError, match="not the one that was saved"):
+        bk.load(saved, model=other)
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut short"):
+        bk.load(saved)
+    with pytest.raises(ValueError, match="does not exist"):
+        bk.load(tmp_path / "nothing.nc")
+
+
+def test_one_observation_gives_a_finite_answer():
+    posterior = bk.infer(KroneckerSBL((np.array([[2.0, 1.0]]),)), np.array([3.0]))
+    assert np.all(np.isfinite(posterior.mean["coefficients"]))
+    assert np.isfinite(posterior.log_evidence)
