@@ -15,7 +15,8 @@ _MODELS = {
 _METHODS = {
     "MCMC": """@article{hoffman2014nuts,
   author  = {Hoffman, Matthew D. and Gelman, Andrew},
-  title   = {The No-{U}-Turn Sampler: Adaptively Setting Path Lengths in {H}amiltonian {M}onte {C}arlo},
+  title   = {The No-{U}-Turn Sampler: Adaptively Setting Path Lengths in {H}amiltonian {M}onte
+             {C}arlo},
   journal = {Journal of Machine Learning Research},
   volume  = {15},
   year    = {2014},
@@ -23,7 +24,8 @@ _METHODS = {
 
 @article{phan2019composable,
   author  = {Phan, Du and Pradhan, Neeraj and Jankowiak, Martin},
-  title   = {Composable Effects for Flexible and Accelerated Probabilistic Programming in {NumPyro}},
+  title   = {Composable Effects for Flexible and Accelerated Probabilistic Programming in
+             {NumPyro}},
   journal = {arXiv:1912.11554},
   year    = {2019},
 }""",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from arviz_base import from_dict
+from arviz_stats.utils import ELPDData
 
 from bayeskit._version import __version__
 from bayeskit.errors import BayeskitWarning
@@ -300,7 +301,7 @@ class Posterior:
             dims = ("batch", *dims)
         return Prediction(mean, variance, dims)
 
-    def loo(self):
+    def loo(self) -> ELPDData:
         """Leave-one-out cross-validation as ArviZ's ``ELPDData``.
 
         Exact for posteriors that are Gaussian given plugged-in hyper-parameters; for sampled
@@ -311,13 +312,16 @@ class Posterior:
             raise TypeError("loo is for one data set; index the batch's data and fit it alone")
         if self._chains is not None:
             efficiency = float(self.convergence.min_ess) / math.prod(self._chains)
-            return azs.loo(self.to_datatree(sites=()), pointwise=True, reff=min(efficiency, 1.0))
+            # A tuple comes only from ArviZ's internal callers.
+            return azs.loo(  # pyright: ignore[reportReturnType]
+                self.to_datatree(sites=()), pointwise=True, reff=min(efficiency, 1.0)
+            )
         left_out, inside = (np.asarray(part) for part in self._call(_log_predictive))
         name = self.prepared.labels.observed
         dims = self.prepared.labels.dims[name]
         pointwise = xr.DataArray(left_out, dims=dims, coords=self._coords(dims), name=name)
         count = left_out.size
-        return azs.utils.ELPDData(
+        return ELPDData(
             kind="loo",
             elpd=float(left_out.sum()),
             se=float(np.sqrt(count * left_out.var())),
@@ -370,8 +374,9 @@ class Posterior:
         size = chains * draws * sum(np.asarray(mean[name]).nbytes for name in wanted)
         if size > max_bytes:
             raise ValueError(
-                f"the posterior group would take {size / 1e9:.2f} GB, more than max_bytes={max_bytes / 1e9:.2f} GB: "
-                f"lower num_draws (now {draws}), choose fewer sites (now {wanted}), or raise max_bytes"
+                f"the posterior group would take {size / 1e9:.2f} GB, more than "
+                f"max_bytes={max_bytes / 1e9:.2f} GB: lower num_draws (now {draws}), "
+                f"choose fewer sites (now {wanted}), or raise max_bytes"
             )
         groups = {"posterior": self._posterior_draws(wanted, num_draws, key)}
         tree = from_dict(
@@ -491,9 +496,9 @@ class Posterior:
 
         Sites of up to 100 numbers are listed whole, with R-hat and effective sample size where
         they were sampled by chains; the column ``plugged_in`` marks point estimates, whose own
-        uncertainty (zero here) is not in the result. Of a larger site the 20 entries with the largest
-        ``|mean| / sd`` are listed, and ``table.attrs["large_sites"]`` has its size, norm and mean
-        variance.
+        uncertainty (zero here) is not in the result. Of a larger site the 20 entries with the
+        largest ``|mean| / sd`` are listed, and ``table.attrs["large_sites"]`` has its size, norm
+        and mean variance.
 
         Returns
         -------
@@ -538,13 +543,17 @@ class Posterior:
         table = pd.DataFrame.from_dict(rows, orient="index")
         diagnostics = self.trace.get("diagnostics", {})
         for column in ("rhat", "ess_bulk"):
-            values = {
-                f"{site}[{', '.join(self._coordinate(d, i) for d, i in zip(self.prepared.labels.dims[site], index, strict=True))}]"
-                if array.ndim
-                else site: float(array[index])
-                for site, array in diagnostics.get(column, {}).items()
-                for index in np.ndindex(np.asarray(array).shape)
-            }
+            values = {}
+            for site, array in diagnostics.get(column, {}).items():
+                for index in np.ndindex(np.asarray(array).shape):
+                    name = site
+                    if array.ndim:
+                        dims = self.prepared.labels.dims[site]
+                        label = ", ".join(
+                            self._coordinate(d, i) for d, i in zip(dims, index, strict=True)
+                        )
+                        name = f"{site}[{label}]"
+                    values[name] = float(array[index])
             if values:
                 table[column] = [values.get(name, np.nan) for name in table.index]
         plugged_in = self.plugged_in
@@ -584,7 +593,7 @@ class Posterior:
 
 def _split_complex(array):
     array = np.asarray(array)
-    return np.stack([array.real, array.imag], axis=-1) if np.iscomplexobj(array) else array
+    return np.stack([np.real(array), np.imag(array)], -1) if np.iscomplexobj(array) else array
 
 
 def load(path, model=None) -> Posterior:

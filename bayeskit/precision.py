@@ -9,7 +9,9 @@ configuration is never changed.
 import contextlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 @contextlib.contextmanager
@@ -20,8 +22,8 @@ def double_precision():
 
 
 def refuse_transformation(function_name, *trees):
-    """Raise ``TypeError`` where a public function is called inside ``jit``, ``vmap`` or ``grad``."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees)):
+    """Raise ``TypeError`` if a public function is called inside ``jit``, ``vmap`` or ``grad``."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
         raise TypeError(
             f"{function_name} runs from Python and cannot be called inside a JAX transformation "
             "(jit, vmap, grad); to fit many data sets at once use bayeskit.infer_batch"
@@ -34,7 +36,7 @@ def is_distributed(array) -> bool:
 
 
 def to_host(tree):
-    """NumPy arrays for every JAX array of a tree; arrays spread over devices stay where they are."""
+    """NumPy arrays for all JAX arrays of a tree; arrays spread over devices stay where they are."""
 
     def convert(leaf):
         if not isinstance(leaf, jax.Array):
@@ -65,5 +67,5 @@ def as_key(key, purpose):
             if key.shape == ():
                 return key
         elif key.dtype == np.uint32 and key.shape == (2,):
-            return jax.random.wrap_key_data(key)
+            return jax.random.wrap_key_data(jnp.asarray(key))
     raise TypeError(f"key must be an integer or one JAX key, got {type(key).__name__}: {key!r}")

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -63,7 +64,7 @@ def encode(value, arrays):
     raise TypeError(f"{name} cannot be stored: {value!r}")
 
 
-def decode(description, arrays):
+def decode(description, arrays) -> Any:
     """The value that :func:`encode` described."""
     if not isinstance(description, dict):
         return description
@@ -174,7 +175,7 @@ def load_fields(path) -> dict:
 
 
 def same_structure(given, stored) -> None:
-    """Raise ``ValueError`` where a model differs from the stored one in structure, shapes or types."""
+    """Raise ``ValueError`` if a model differs from the stored in structure, shapes or types."""
     one, other = [], []
     if json.dumps(encode(_plain(given), one)) != json.dumps(encode(_plain(stored), other)):
         raise ValueError(f"model is not the one that was saved: {given!r} instead of {stored!r}")

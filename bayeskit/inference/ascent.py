@@ -195,7 +195,8 @@ class EM(_Ascent):
     def check(self, model):
         if self.m_step is not None and self.m_step not in model.m_steps:
             raise ValueError(
-                f"m_step={self.m_step!r} is not one of {type(model).__name__}'s: {list(model.m_steps)}"
+                f"m_step={self.m_step!r} is not one of {type(model).__name__}'s: "
+                f"{list(model.m_steps)}"
             )
         model.check_em(self)
 
@@ -239,7 +240,8 @@ class MessagePassing(_Ascent):
         self._check_numbers()
 
     def __repr__(self):
-        return f"MessagePassing({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"MessagePassing({settings})"
 
     @property
     def needs(self):

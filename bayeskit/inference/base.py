@@ -104,12 +104,12 @@ class AbstractMethod(eqx.Module):
         """What the model warns about, given NumPy arrays of a fit."""
 
     @abc.abstractmethod
-    def report(self, fit, records, counts):
+    def report(self, fit, records, counts) -> tuple[dict[str, Any], dict[str, Any]]:
         """``Convergence`` fields and trace of one data set from NumPy records."""
 
 
 def as_leaves(tree):
-    """Turn Python numbers of a pytree into arrays, so that their values are traced, not compiled."""
+    """Turn Python numbers of a pytree into arrays: their values are traced, not compiled."""
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (bool, int, float)) else leaf, tree
     )

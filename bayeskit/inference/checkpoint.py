@@ -4,6 +4,7 @@ import hashlib
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ def _raw(leaf):
 
 def write(path, marks, states, records, counts, total) -> None:
     """Write a checkpoint: to a temporary file, synced, then renamed over the old one."""
-    arrays = {f"mark_{name}": np.asarray(value) for name, value in marks.items()}
+    # Any, so that no name is taken for a keyword of savez's own
+    arrays: dict[str, Any] = {f"mark_{name}": np.asarray(value) for name, value in marks.items()}
     arrays["total"] = np.asarray(total)
     for name, tree in (("state", states), ("record", records), ("count", counts)):
         for index, leaf in enumerate(jax.tree.leaves(tree)):

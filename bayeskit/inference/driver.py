@@ -163,7 +163,8 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
     if bad.size:
         listed = ", ".join(str(i) for i in bad[:10]) + (", …" if bad.size > 10 else "")
         warnings.warn(
-            f"{bad.size} of {count} data sets did not converge: {listed} ({convergence.reason[bad[0]]})",
+            f"{bad.size} of {count} data sets did not converge: {listed} "
+            f"({convergence.reason[bad[0]]})",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -186,7 +187,8 @@ def check_pair(model, method) -> None:
     if not isinstance(model, method.needs):
         supported = [cls.__name__ for cls in METHODS if isinstance(model, _needs(cls))]
         raise TypeError(
-            f"{type(model).__name__} does not support {type(method).__name__}; it supports {', '.join(supported)}"
+            f"{type(model).__name__} does not support {type(method).__name__}; "
+            f"it supports {', '.join(supported)}"
         )
     method.check(model)
 
@@ -208,7 +210,7 @@ def _check_arguments(name, model, data, method):
 
 
 def _key_for(method, key):
-    """The key's own numbers for the record (``None`` if nothing is random), and a key to run with."""
+    """The key's numbers for the record (``None`` if nothing is random), and a key to run with."""
     if key is None and not method.random:
         return None, jax.random.key(0)
     key = as_key(key, f"{method!r} is random")
@@ -240,7 +242,7 @@ def _run_batch(method, model, data, keys, length, batch_size):
 
 
 def _run_blocks(method, prepared, key, initial, progress, checkpoint):
-    """Advance compiled blocks of steps from Python, between which everything can be seen and saved."""
+    """Advance compiled blocks of steps; between them, Python can see and save everything."""
     model, data = prepared.model, prepared.data
     traced = as_leaves(method)
     size = _block_size(method)

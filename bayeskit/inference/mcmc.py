@@ -327,7 +327,8 @@ class MCMC(AbstractMethod):
                 (not max_rhat < _RHAT_LIMIT, f"R-hat {max_rhat:.3f} is not below {_RHAT_LIMIT}"),
                 (
                     not min_ess >= _ESS_PER_CHAIN * self.num_chains,
-                    f"effective sample size {min_ess:.0f} is below {_ESS_PER_CHAIN * self.num_chains}",
+                    f"effective sample size {min_ess:.0f} is below "
+                    f"{_ESS_PER_CHAIN * self.num_chains}",
                 ),
                 (divergences > 0, f"{divergences} divergent transitions"),
             )

@@ -62,7 +62,7 @@ class AbstractModel(eqx.Module):
 
     @abc.abstractmethod
     def with_estimates(self, estimates: Mapping[str, Any]):
-        """The user's model with point estimates of its hyper-parameters as the field ``estimates``."""
+        """The user's model with point estimates of hyper-parameters in the field ``estimates``."""
 
     @abc.abstractmethod
     def prediction_inputs(self, inputs, labels):
@@ -70,7 +70,7 @@ class AbstractModel(eqx.Module):
 
     @abc.abstractmethod
     def caveats(self, diagnostics) -> tuple[str, ...]:
-        """What a user should be warned about, from the diagnostics that a fit of this model ends with."""
+        """What a user should be warned about, from the diagnostics of a finished fit."""
 
     @property
     def posterior_class(self) -> type[Posterior]:
@@ -92,8 +92,11 @@ class SupportsEM(AbstractModel):
 
     @abc.abstractmethod
     def em_init(self, data, key, lane, initial):
-        """Start values. Lane 0 is the documented start, others are random; ``initial`` may be a
-        dict by site to start from, or ``None``."""
+        """Start values.
+
+        Lane 0 is the documented start, others are random; ``initial`` may be a dict by site to
+        start from, or ``None``.
+        """
 
     @abc.abstractmethod
     def em_step(self, data, parameters, m_step: str, prune):

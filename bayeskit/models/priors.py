@@ -1,5 +1,7 @@
 """Priors as users state them: NumPyro distributions, absolute or relative to the data's scale."""
 
+from typing import cast
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,8 @@ def check_positive_prior(name, prior):
         )
     if prior.support is not constraints.positive:
         raise ValueError(
-            f"{name} must live on the positive numbers, got {type(prior).__name__} on {prior.support}"
+            f"{name} must live on the positive numbers, got {type(prior).__name__} "
+            f"on {prior.support}"
         )
     for parameter, constraint in prior.arg_constraints.items():
         value = np.asarray(getattr(prior, parameter))
@@ -79,7 +82,7 @@ def check_positive_prior(name, prior):
 
 
 def check_prior(name, prior):
-    """A prior argument: ``None`` (flat), :class:`ScaledByData`, or a scalar positive distribution."""
+    """A prior argument: ``None`` (flat), :class:`ScaledByData`, or a positive distribution."""
     if prior is None or isinstance(prior, ScaledByData):
         return prior
     return check_positive_prior(name, prior)
@@ -119,7 +122,7 @@ def inverse_gamma(prior, unit, dtype):
     """Concentration and rate of a prior for the quantity divided by ``unit``; zeros if flat."""
     if prior is None:
         return jnp.zeros((), dtype), jnp.zeros((), dtype)
-    distribution = distribution_of(prior)
+    distribution = cast(dist.InverseGamma, distribution_of(prior))
     unit = jnp.ones((), dtype) if isinstance(prior, ScaledByData) else unit
     return jnp.asarray(distribution.concentration, dtype), jnp.asarray(
         distribution.rate, dtype

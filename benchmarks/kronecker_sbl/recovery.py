@@ -240,9 +240,10 @@ def peers_table(report, case, rank_one, found, slow):
     rows, raw = [], {}
     ours = found["fits"][DEFAULT]
     counts = dict.fromkeys(FAST_PEERS, min(20, len(ours["nmse"]))) | slow
-    for name, function in (FAST_PEERS | SLOW_PEERS).items():
+    for name, count in counts.items():
+        function = (FAST_PEERS | SLOW_PEERS)[name]
         pairs = []
-        for seed in range(counts[name]):
+        for seed in range(count):
             problem = bk.datasets.kronecker_sparse(seed, rank_one=rank_one)
             pairs.append(timed(function, problem))
         scores, seconds = zip(*pairs, strict=True)

@@ -67,7 +67,7 @@ with jax.enable_x64(True):
 tensor_size, factor_size = np.prod(SHAPE), max(m * n for m, n in zip(SHAPE, ATOMS, strict=True))
 for shape in set(re.findall(r"f64\[([\d,]+)\]", program)):
     size = np.prod([int(length) for length in shape.split(",")])
-    assert size < tensor_size, f"the compiled program has an array of the full tensor's size: {shape}"
+    assert size < tensor_size, f"an array of the full tensor's size is compiled: {shape}"
 gathered = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
 for shape in gathered:
     size = np.prod([int(length) for length in shape.split(",")])

@@ -124,7 +124,7 @@ def test_noise_variance_far_too_small_is_warned_about(problem):
 
 def test_real_measurements_of_complex_dictionaries_are_refused(problem):
     dictionaries = [problem.dictionaries[0] + 0j, *problem.dictionaries[1:]]
-    with pytest.raises(ValueError, match="data is real.*dictionary is complex"):
+    with pytest.raises(ValueError, match=r"data is real.*dictionary is complex"):
         bk.infer(KroneckerSBL(dictionaries), problem.measurements)
 
 
@@ -154,7 +154,9 @@ def test_unusual_sizes_work(rows, columns):
 
 def test_pruning_everything_but_the_largest_still_answers(problem):
     posterior = bk.infer(
-        KroneckerSBL(problem.dictionaries), problem.measurements, EM(prune=0.999, max_iterations=5000)
+        KroneckerSBL(problem.dictionaries),
+        problem.measurements,
+        EM(prune=0.999, max_iterations=5000),
     )
     assert np.count_nonzero(posterior.mean["coefficients"]) >= 1
 
@@ -189,7 +191,12 @@ def test_constructor_arguments_are_checked(problem):
         (ValueError, "exactly once", (dictionaries,), {"scales": ((0, 1),)}),
         (ValueError, "coupling must have 3", (dictionaries,), {"coupling": (0.5,)}),
         (ValueError, "coupling must have 3", (dictionaries,), {"coupling": (0.5, -1, 0)}),
-        (ValueError, "grouped axes", (dictionaries,), {"scales": ((0, 1), (2,)), "coupling": (1, 0, 0)}),
+        (
+            ValueError,
+            "grouped axes",
+            (dictionaries,),
+            {"scales": ((0, 1), (2,)), "coupling": (1, 0, 0)},
+        ),
         (TypeError, "scale_prior must be a NumPyro", (dictionaries,), {"scale_prior": 3}),
         (ValueError, "positive numbers", (dictionaries,), {"noise_prior": dist.Normal()}),
         (TypeError, "noise_variance must be", (dictionaries,), {"noise_variance": "a"}),

@@ -177,7 +177,9 @@ def test_coupling_never_lowers_the_objective_and_fills_blocks():
         channel.dictionaries, noise_variance=channel.noise_variance, coupling=(0.8, 0.0, 0.8)
     )
     for m_step in ("convex", "mackay", "alternating"):
-        posterior = bk.infer(model, channel.measurements, EM(m_step, max_iterations=60, tolerance=0.0))
+        posterior = bk.infer(
+            model, channel.measurements, EM(m_step, max_iterations=60, tolerance=0.0)
+        )
         objective = posterior.convergence.objective
         assert np.diff(objective).min() >= -1e-9 * np.abs(objective).max()
 
@@ -254,7 +256,7 @@ def test_batch_equals_single_fits_and_survives_a_broken_item(problem, fit):
 
 def test_one_compilation_serves_other_numbers_of_the_same_shapes(problem):
     model = bk.models.KroneckerSBL(problem.dictionaries)
-    bk.infer(model, problem.measurements, EM("convex", tolerance=1e-2)).mean
+    _ = bk.infer(model, problem.measurements, EM("convex", tolerance=1e-2)).mean
     other = bk.datasets.kronecker_sparse(7, shape=ROWS, atoms=COLUMNS, nonzeros=(2, 2, 2))
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -263,7 +265,7 @@ def test_one_compilation_serves_other_numbers_of_the_same_shapes(problem):
     try:
         model = bk.models.KroneckerSBL(other.dictionaries)
         method = EM("convex", tolerance=3e-3, max_iterations=77)
-        bk.infer(model, 5 * other.measurements, method).mean
+        _ = bk.infer(model, 5 * other.measurements, method).mean
     finally:
         jax.monitoring.clear_event_listeners()
     assert compiled == []
@@ -271,14 +273,16 @@ def test_one_compilation_serves_other_numbers_of_the_same_shapes(problem):
 
 def test_draws_agree_with_moments(fit):
     draws = fit.sample(0, 2000)["coefficients"]
-    error = (draws.mean(0) - fit.mean["coefficients"]) / np.sqrt(fit.variance["coefficients"] / 2000)
+    error = (draws.mean(0) - fit.mean["coefficients"]) / np.sqrt(
+        fit.variance["coefficients"] / 2000
+    )
     assert np.max(np.abs(error)) < 5.5
     ratio = draws.var(0) / fit.variance["coefficients"]
     assert np.max(np.abs(ratio - 1)) < 6 * np.sqrt(2 / 2000)
 
 
 def test_large_tree_is_refused_with_its_size(fit):
-    with pytest.raises(ValueError, match="GB.*lower num_draws"):
+    with pytest.raises(ValueError, match=r"GB.*lower num_draws"):
         fit.to_datatree(num_draws=10_000, max_bytes=1e6)
     with pytest.raises(ValueError, match="random sites"):
         fit.to_datatree(sites=["nothing"])

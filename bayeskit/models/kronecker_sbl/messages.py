@@ -11,10 +11,12 @@ effective scales :math:`\hat\gamma = 1 / E[1/\gamma]` and noise :math:`1 / E[1/\
 with the slice sums of signal and leverage of
 :class:`~bayeskit.models.kronecker_sbl.structure.Statistics` and ``n_i`` coefficients a slice (times
 snapshots). Written for the effective scales, this is the expectation-maximisation step
-:math:`\hat\gamma \leftarrow (b + \kappa \hat\gamma (s + n - l)) / (a + \kappa n)`, and its fixed points
-are those of MacKay's, :math:`\hat\gamma \leftarrow (b + \kappa \hat\gamma s) / (a + \kappa l)`, which gets
-there in a tenth of the sweeps. The sweep of :mod:`~bayeskit.models.kronecker_sbl.updates` tries
-that one first and falls back where it would lower the bound, so the bound never falls.
+:math:`\hat\gamma \leftarrow (b + \kappa \hat\gamma (s + n - l)) / (a + \kappa n)`, and its fixed
+points are those of MacKay's,
+:math:`\hat\gamma \leftarrow (b + \kappa \hat\gamma s) / (a + \kappa l)`,
+which gets there in a tenth of the sweeps. The sweep of
+:mod:`~bayeskit.models.kronecker_sbl.updates` tries that one first and falls back where it would
+lower the bound, so the bound never falls.
 """
 
 from typing import Any, NamedTuple
@@ -78,7 +80,7 @@ def _log_moment_terms(prior, concentration, rate):
 
 
 def bound(messages, log_evidence, priors, noise_prior, slices, count, kappa):
-    """Evidence bound, with ``q(x)`` at its best and ``log_evidence`` taken at the effective scales."""
+    """Evidence bound: ``q(x)`` at its best, ``log_evidence`` taken at the effective scales."""
     total = log_evidence
     for a, b, prior, size in zip(
         messages.concentrations, messages.rates, priors, slices, strict=True

@@ -111,7 +111,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
     scale_prior: Any
     noise_prior: Any
     estimates: Any
-    factors: problem.Factors | None
+    factors: Any  # problem.Factors once prepared, None before
 
     def __init__(
         self,
@@ -140,8 +140,10 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         noise = "learned" if self.noise_variance is None else f"{self.noise_variance:.6g}"
         coupling = "" if self.coupling is None else f", coupling={self.coupling}"
         return (
-            f"{type(self).__name__}({shapes}, noise_variance {noise}, scales={self.scales!r}{coupling}, "
-            f"scale_prior={priors.describe(self.scale_prior)}, noise_prior={priors.describe(self.noise_prior)})"
+            f"{type(self).__name__}({shapes}, noise_variance {noise}, "
+            f"scales={self.scales!r}{coupling}, "
+            f"scale_prior={priors.describe(self.scale_prior)}, "
+            f"noise_prior={priors.describe(self.noise_prior)})"
         )
 
     @property
@@ -273,8 +275,8 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         for name, prior in (("scale_prior", self.scale_prior), ("noise_prior", self.noise_prior)):
             if not priors.is_conjugate(prior):
                 raise ValueError(
-                    f"EM on KroneckerSBL takes an InverseGamma {name} or None, got {priors.describe(prior)}; "
-                    "MCMC takes any"
+                    f"EM on KroneckerSBL takes an InverseGamma {name} or None, "
+                    f"got {priors.describe(prior)}; MCMC takes any"
                 )
 
     def em_init(self, data, key, lane, initial):
@@ -302,7 +304,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         return parameters._replace(weights=weights, spectra=spectra)
 
     def _rebalanced(self, data, parameters):
-        """Share the overall scale best among the factors; their product, all the data see, stays."""
+        """Share the overall scale best among the factors; the product, all the data see, stays."""
         inverse_sums = [
             jnp.sum(jnp.where(w > 0, 1.0 / jnp.where(w > 0, w, 1.0), 0.0))
             for w in parameters.weights
@@ -317,7 +319,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         return parameters._replace(weights=weights, spectra=spectra)
 
     def em_monitored(self, data, parameters):
-        """Scale factors as they are reported, and the noise: not how the factors share one scale."""
+        """Scale factors as reported, and the noise: not how the factors share one scale."""
         sites = problem.normalised_scales(self._effective(parameters.weights), self.factors.layout)
         return sites, parameters.noise_variance
 
@@ -444,8 +446,8 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         for name, prior in named:
             if prior is None or not priors.is_conjugate(prior):
                 raise ValueError(
-                    f"MessagePassing on KroneckerSBL needs an InverseGamma {name}, got {priors.describe(prior)}; "
-                    "MCMC takes any proper prior"
+                    f"MessagePassing on KroneckerSBL needs an InverseGamma {name}, "
+                    f"got {priors.describe(prior)}; MCMC takes any proper prior"
                 )
         if self.coupling is not None and any(self.coupling):
             raise ValueError(
@@ -517,7 +519,8 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             raise ValueError("MCMC on KroneckerSBL needs a proper scale_prior, got None (flat)")
         if self._learns_noise and self.noise_prior is None:
             raise ValueError(
-                "MCMC on KroneckerSBL needs a proper noise_prior where the noise is learned, got None"
+                "MCMC on KroneckerSBL needs a proper noise_prior where the noise is learned, "
+                "got None"
             )
 
     def _site_units(self, data):
@@ -530,7 +533,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         return scales, jnp.ones_like(data.unit) if relative_noise else data.unit**2
 
     def numpyro_model(self, data):
-        """Scales (weights, with coupling) and noise under their priors; coefficients integrated out."""
+        """Scales (with coupling, weights) and noise, from priors; coefficients integrated out."""
         scale_unit, noise_unit = self._site_units(data)
         distribution = priors.distribution_of(self.scale_prior)
         weights = [
@@ -560,7 +563,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         return jnp.where(mask > 0, logs, -jnp.inf)
 
     def mcmc_init(self, data, key, initial):
-        """Scales of the data's own size, spread by a factor of about e, different for each chain."""
+        """Scales of the data's own size, spread by about a factor e, different for each chain."""
         scale_unit, noise_unit = self._site_units(data)
         dtype = data.unit.dtype
         keys = jax.random.split(key, len(self.factors.masks) + 1)
@@ -599,7 +602,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         )
 
     def prediction_inputs(self, inputs, labels):
-        """Dimension names and converted inputs: ``None``, or one new dictionary (P_i, N_i) an axis."""
+        """Dimension names and converted inputs: ``None``, or one dictionary (P_i, N_i) an axis."""
         if inputs is None:
             return labels.dims["y"], None
         return problem.prediction_inputs(inputs, self.factors, labels)

@@ -128,8 +128,8 @@ def check_finite(name, array):
     if count:
         first = np.unravel_index(int(bad.reshape(-1).argmax()), array.shape)
         raise ValueError(
-            f"{name} has {count} non-finite values, the first at index {tuple(int(i) for i in first)}; "
-            "finite numbers are expected"
+            f"{name} has {count} non-finite values, the first at index "
+            f"{tuple(int(i) for i in first)}; finite numbers are expected"
         )
 
 
@@ -175,8 +175,8 @@ def check_noise_variance(value):
     value = float(value)
     if not 0 < value < np.inf:
         raise ValueError(
-            f"noise_variance must be positive and finite, got {value}; for noiseless data give the size of "
-            "rounding errors, or None to learn it"
+            f"noise_variance must be positive and finite, got {value}; for noiseless data give "
+            "the size of rounding errors, or None to learn it"
         )
     return value
 
@@ -221,12 +221,14 @@ def check_groups(scales, dictionaries, coupling):
         entries = math.prod(math.prod(values_of(dictionaries[axis]).shape) for axis in group)
         if len(group) > 1 and entries > _DENSE_GROUP_ENTRIES:
             raise ValueError(
-                f"scales groups the axes {group}, whose dense dictionary has {entries:.3g} entries; at most "
-                f"{_DENSE_GROUP_ENTRIES:.0e} are possible: use scales='kronecker' or smaller groups"
+                f"scales groups the axes {group}, whose dense dictionary has {entries:.3g} "
+                f"entries; at most {_DENSE_GROUP_ENTRIES:.0e} are possible: "
+                "use scales='kronecker' or smaller groups"
             )
         if len(group) > 1 and coupling is not None and any(coupling[axis] for axis in group):
             raise ValueError(
-                f"coupling acts on single axes; the grouped axes {group} need strength 0, got {coupling}"
+                f"coupling acts on single axes; the grouped axes {group} need strength 0, "
+                f"got {coupling}"
             )
     return groups
 
@@ -290,8 +292,8 @@ def _warn_about_columns(axis, matrix):
     zero = np.flatnonzero(~np.any(matrix, axis=0))
     if zero.size:
         warnings.warn(
-            f"dictionaries[{axis}] has {zero.size} zero columns (the first is {zero[0]}): the data say nothing about "
-            "their coefficients, which are held at zero",
+            f"dictionaries[{axis}] has {zero.size} zero columns (the first is {zero[0]}): "
+            "the data say nothing about their coefficients, which are held at zero",
             ConditioningWarning,
             stacklevel=5,
         )
@@ -304,8 +306,8 @@ def _warn_about_columns(axis, matrix):
     if first.size < nonzero.size:
         again = nonzero[np.setdiff1d(np.arange(nonzero.size), first)]
         warnings.warn(
-            f"dictionaries[{axis}] has {again.size} columns that are multiples of others (one is {again[0]}): only "
-            "the sum of what they carry is determined",
+            f"dictionaries[{axis}] has {again.size} columns that are multiples of others "
+            f"(one is {again[0]}): only the sum of what they carry is determined",
             ConditioningWarning,
             stacklevel=5,
         )
@@ -340,8 +342,8 @@ def check_tensor(data, dictionaries, batch):
         np.iscomplexobj(values_of(d)) for d in dictionaries
     ):
         raise ValueError(
-            f"data is real ({tensor.dtype}) and a dictionary is complex: give complex measurements, or stack real and "
-            "imaginary parts of the dictionary as rows"
+            f"data is real ({tensor.dtype}) and a dictionary is complex: give complex "
+            "measurements, or stack real and imaginary parts of the dictionary as rows"
         )
     names = [d.dims[0] for d in dictionaries if isinstance(d, xr.DataArray)]
     if (
@@ -419,8 +421,8 @@ def check_units(units, factors, noise_variance, real_dtype):
         extreme = value[(value < smallest) | (value > largest) | ~np.isfinite(value)]
         if extreme.size:
             raise ValueError(
-                f"{name} is of the order {extreme[0]:.1e}, outside the range of {np.dtype(real_dtype).name}; "
-                "rescale the data or the dictionaries"
+                f"{name} is of the order {extreme[0]:.1e}, outside the range of "
+                f"{np.dtype(real_dtype).name}; rescale the data or the dictionaries"
             )
 
 

@@ -110,8 +110,11 @@ def sum_except(tensor, axis):
 
 
 def reduce_factors(factors):
-    """Orthonormal bases (M_i, m_i) of the ranges of factors with more rows than columns, ``None``
-    for the others, and the factors (m_i, N_i) in these bases, ``m_i <= N_i``."""
+    """Orthonormal bases of the ranges of the factors, and the factors in these bases.
+
+    The bases (M_i, m_i) are of factors with more rows than columns, ``None`` for the others; the
+    factors become (m_i, N_i), ``m_i <= N_i``.
+    """
     pairs = [
         safe.qr(factor) if factor.shape[0] > factor.shape[1] else (None, factor)
         for factor in factors
