@@ -12,6 +12,9 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 CACHE := $(VENV)/cache
 
+# Test workers and repeated runs share what they compile.
+export JAX_COMPILATION_CACHE_DIR := $(CACHE)/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export XDG_CACHE_HOME := $(CACHE)
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,6 +1,6 @@
 """Structured Bayesian models with calibrated uncertainty, on JAX and NumPyro."""
 
-from bayeskit import datasets, inference, linalg, metrics, models
+from bayeskit import datasets, inference, linalg, metrics, models, testing
 from bayeskit._version import __version__
 from bayeskit.citations import cite
 from bayeskit.errors import (
@@ -35,4 +35,5 @@ __all__ = [
     "metrics",
     "models",
     "select",
+    "testing",
 ]

@@ -85,16 +85,6 @@ def _one_line(message):
     return re.sub(r"\s+", " ", str(message)).strip()
 
 
-def _write_tree(tree: xr.DataTree, path: Path) -> None:
-    """Write NetCDF through a temporary file, so that ``path`` is never half a file."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _versions(names):
     for name in names:
         try:
@@ -197,7 +187,7 @@ def _quickstart_image(console, problem, fraction, stem, key, draws) -> dict[str,
             }
         )
     )
-    _write_tree(tree, stem.with_suffix(".nc"))
+    posterior.save(stem.with_suffix(".nc"), tree)
 
     status = posterior.convergence
     deviation = float(np.sqrt(posterior.mean["noise_variance"]))
@@ -304,7 +294,7 @@ def fit_sbl(
         measurements, dictionaries = _read_problem(data)
         model = KroneckerSBL(dictionaries, noise_variance=noise_variance, **settings)
         posterior: Any = infer(model, measurements, chosen, key=key, progress=sys.stderr.isatty())
-        _write_tree(posterior.to_datatree(num_draws=draws), out)
+        posterior.save(out, posterior.to_datatree(num_draws=draws))
 
         status = posterior.convergence
         table = Table(show_header=False, box=rich.box.SIMPLE)

@@ -135,6 +135,20 @@ class AbstractApproximation(eqx.Module):
         """``log p(y_m | y_-m)`` and ``log p(y_m | y)`` for every observation ``m``, exact."""
 
 
+def map_in_blocks(function, items, block):
+    """``lax.map`` in blocks that are computed at once.
+
+    The last block is filled up with the first item: a shorter one would be compiled anew.
+    """
+    count = jax.tree.leaves(items)[0].shape[0]
+    block = min(block, count)
+    index = jnp.arange(-(-count // block) * block)
+    index = jnp.where(index < count, index, 0)
+    padded = jax.tree.map(lambda leaf: leaf[index], items)
+    mapped = jax.lax.map(function, padded, batch_size=block)
+    return jax.tree.map(lambda leaf: leaf[:count], mapped)
+
+
 # Pure functions of (approximation, model, data, *rest): compiled once a shape, mapped over a batch.
 def _moments(approximation, model, data):
     return approximation.moments(model, data)
@@ -146,9 +160,7 @@ def _plugged_in(approximation, model, data):
 
 def _draws(approximation, model, data, key, count):
     keys = jax.random.split(key, count)
-    return jax.lax.map(
-        lambda key: approximation.sample(key, model, data), keys, batch_size=_DRAW_BLOCK
-    )
+    return map_in_blocks(lambda key: approximation.sample(key, model, data), keys, _DRAW_BLOCK)
 
 
 def _chain_draws(approximation, model, data, key):
@@ -374,8 +386,8 @@ class Posterior:
         size = chains * draws * sum(np.asarray(mean[name]).nbytes for name in wanted)
         if size > max_bytes:
             raise ValueError(
-                f"the posterior group would take {size / 1e9:.2f} GB, more than "
-                f"max_bytes={max_bytes / 1e9:.2f} GB: lower num_draws (now {draws}), "
+                f"the posterior group would take {size / 1e9:.3g} GB, more than "
+                f"max_bytes={max_bytes / 1e9:.3g} GB: lower num_draws (now {draws}), "
                 f"choose fewer sites (now {wanted}), or raise max_bytes"
             )
         groups = {"posterior": self._posterior_draws(wanted, num_draws, key)}
@@ -565,14 +577,18 @@ class Posterior:
         values = self.prepared.labels.coords.get(dim)
         return str(index) if values is None else str(np.asarray(values)[index])
 
-    def save(self, path) -> None:
+    def save(self, path, tree: xr.DataTree | None = None) -> None:
         """Write everything to one NetCDF file; :func:`bayeskit.load` reads it back unchanged.
 
-        The file also has the groups of :meth:`to_datatree` but for the draws, so that any NetCDF
-        reader can use it.
+        Parameters
+        ----------
+        path : path
+        tree : xarray.DataTree, optional
+            What other NetCDF readers find beside it: :meth:`to_datatree` without draws by
+            default; give one with draws, or with groups of your own.
         """
         fields = {name: getattr(self, name) for name in _STORED}
-        save_tree(path, self.to_datatree(sites=()), fields)
+        save_tree(path, self.to_datatree(sites=()) if tree is None else tree, fields)
 
     def __repr__(self):
         status = self.convergence

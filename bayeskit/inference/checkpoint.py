@@ -70,7 +70,7 @@ def read(path, marks, states, records):
         for name, value in marks.items():
             if str(arrays[f"mark_{name}"]) != value:
                 raise ValueError(
-                    f"checkpoint {str(path)!r} is of another {name}; remove it or name another file"
+                    f"checkpoint {str(path)!r} has another {name}; remove it or name another file"
                 )
         restored = [
             _restore(arrays, name, tree) for name, tree in (("state", states), ("record", records))

@@ -15,7 +15,7 @@ from numpyro.infer.util import ParamInfo, constrain_fn, potential_energy, uncons
 from bayeskit.inference.ascent import check_integer, check_number
 from bayeskit.inference.base import AbstractMethod, Fit
 from bayeskit.models.base import SupportsMCMC
-from bayeskit.posterior import AbstractApproximation
+from bayeskit.posterior import AbstractApproximation, map_in_blocks
 
 _CONDITIONAL_BLOCK = 8
 _RHAT_LIMIT = 1.01
@@ -96,18 +96,18 @@ class ChainApproximation(AbstractApproximation):
     def chain_draws(self, key, model, data):
         """All draws as they were sampled: arrays (chain, draw, …) by site."""
         keys = jax.random.split(key, math.prod(self.chains))
-        drawn = jax.lax.map(
+        drawn = map_in_blocks(
             lambda item: self._draw(item[0], item[1], model, data),
             (keys, self._flat()),
-            batch_size=_CONDITIONAL_BLOCK,
+            _CONDITIONAL_BLOCK,
         )
         return jax.tree.map(lambda leaf: leaf.reshape(*self.chains, *leaf.shape[1:]), drawn)
 
     def _map_conditionals(self, function, model, data):
-        mapped = jax.lax.map(
+        mapped = map_in_blocks(
             lambda sites: function(model.mcmc_conditional(data, sites)),
             self._flat(),
-            batch_size=_CONDITIONAL_BLOCK,
+            _CONDITIONAL_BLOCK,
         )
         return jax.tree.map(lambda leaf: leaf.reshape(*self.chains, *leaf.shape[1:]), mapped)
 

@@ -263,7 +263,7 @@ def test_checkpoint_of_another_run_and_files_cut_short_are_refused(problem, tmp_
             checkpoint=path,
         ),
     }.items():
-        with pytest.raises(ValueError, match=f"of another {part}"):
+        with pytest.raises(ValueError, match=f"has another {part}"):
             call()
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="cannot be read"):
