@@ -28,7 +28,7 @@ ASCENT = {
     "messages": (MessagePassing(max_iterations=ITERATIONS, tolerance=0.0), True),
 }
 SHAPE, ATOMS = (6, 8, 10), (10, 10, 10)
-CHAINS = MCMC(num_warmup=1000, num_samples=1000, num_chains=4, dense_mass=True)
+CHAINS = MCMC(num_warmup=500, num_samples=1000, num_chains=4, dense_mass=True)
 METHODS = {"MCMC": CHAINS, "messages": MessagePassing(), "EM": EM()}
 LEVEL = 0.9
 TAIL = (1 - LEVEL) / 2
@@ -145,10 +145,14 @@ def one_problem(seed):
             "seconds": seconds[name],
         }
     reference = posteriors["MCMC"]
-    distances = {
-        name: {site: distance(posteriors[name], reference, site) for site in reference.mean}
-        for name in ("messages", "EM")
-    }
+    distances = {}
+    for name in ("messages", "EM"):
+        distances[name] = {
+            site: distance(posteriors[name], reference, site) for site in reference.mean
+        }
+        distances[name]["coefficients, support"] = distance(
+            posteriors[name], reference, "coefficients", on
+        )
     return {
         "seed": seed,
         "scores": scores,
@@ -270,11 +274,11 @@ def coverage(report, found):
     ]
 
 
-def distance(posterior, reference, site):
+def distance(posterior, reference, site, where=...):
     """RMS over the entries of (mean − MCMC mean) / MCMC deviation, and the ratio of deviations."""
-    spread = np.sqrt(reference.variance[site])
-    gap = (posterior.mean[site] - reference.mean[site]) / spread
-    ratio = np.sqrt(posterior.variance[site]) / spread
+    spread = np.sqrt(reference.variance[site][where])
+    gap = (posterior.mean[site][where] - reference.mean[site][where]) / spread
+    ratio = np.sqrt(posterior.variance[site][where]) / spread
     return float(np.sqrt(np.mean(gap**2))), float(np.median(ratio))
 
 

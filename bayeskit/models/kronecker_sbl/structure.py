@@ -142,9 +142,21 @@ def rotate(rotations, tensor, adjoint=False):
     return tensor
 
 
+def decompose(factor, scales, full_matrices=False):
+    """Singular value decomposition ``u, s, vh`` of ``H Γ^{1/2}``; O(m² N) for a factor (m, N).
+
+    Always in double precision where there is one: its cost is negligible beside the products,
+    and single precision would lose the small singular values, and with them small variances.
+    """
+    wide = jnp.promote_types(factor.dtype, jnp.result_type(float))
+    root = factor.astype(wide) * jnp.sqrt(scales.astype(jnp.finfo(wide).dtype))
+    u, values, vh = safe.svd(root, full_matrices=full_matrices)
+    return u.astype(factor.dtype), values.astype(scales.dtype), vh.astype(factor.dtype)
+
+
 def spectrum(factor, scales) -> Spectrum:
-    """Decompose ``H Γ^{1/2}``; cost O(m² N) for one factor (m, N)."""
-    left, values, right = safe.svd(factor * jnp.sqrt(scales), full_matrices=False)
+    """One factor's :class:`Spectrum`."""
+    left, values, right = decompose(factor, scales)
     return Spectrum(left, values, right.conj().T)
 
 
@@ -265,17 +277,15 @@ def posterior_variance(factors, scales, noise_variance, measurements):
     and more than four times as many columns as rows is kept thin: then the part of the variance
     that the data leave untouched is a difference, exact to ``eps`` times the prior variance.
     """
-    roots = [factor * jnp.sqrt(scale) for factor, scale in zip(factors, scales, strict=True)]
-    full = all(
-        n <= max(_FULL_BASIS_COLUMNS, _FULL_BASIS_RATIO * m) for m, n in (r.shape for r in roots)
-    )
-    decomposed = [safe.svd(root, full_matrices=full) for root in roots]
+    shapes = [factor.shape for factor in factors]
+    full = all(n <= max(_FULL_BASIS_COLUMNS, _FULL_BASIS_RATIO * m) for m, n in shapes)
+    decomposed = [decompose(h, scale, full) for h, scale in zip(factors, scales, strict=True)]
     reference = measurements.tensor
     eigenvalues = outer_with([values**2 for _, values, _ in decomposed], reference)
     remaining = noise_variance / (eigenvalues + noise_variance)
     weights = [jnp.abs(right.T) ** 2 for _, _, right in decomposed]
     if full:
-        padding = [(0, n - m) for m, n in (root.shape for root in roots)]
+        padding = [(0, n - m) for m, n in shapes]
         share = kronecker_multiply(weights, jnp.pad(remaining, padding, constant_values=1.0))
     else:
         inside = outer_with([jnp.sum(weight, axis=1) for weight in weights], reference)
@@ -339,9 +349,7 @@ def leave_one_out(factors, scales, noise_variance, tensor):
     """
     left, eigenvalues = [], []
     for factor, scale in zip(factors, scales, strict=True):
-        u, values, _ = safe.svd(
-            factor * jnp.sqrt(scale), full_matrices=factor.shape[0] > factor.shape[1]
-        )
+        u, values, _ = decompose(factor, scale, factor.shape[0] > factor.shape[1])
         left.append(u)
         eigenvalues.append(jnp.pad(values**2, (0, u.shape[1] - values.shape[0])))
     inverse = 1.0 / (outer_with(eigenvalues, tensor) + noise_variance)
