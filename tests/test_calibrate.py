@@ -25,14 +25,12 @@ class Narrowed(AbstractApproximation):
 
     inner: AbstractApproximation
 
-    def mean(self, model, data):
-        return self.inner.mean(model, data)
-
-    def variance(self, model, data):
-        return {site: value / 2 for site, value in self.inner.variance(model, data).items()}
+    def moments(self, model, data):
+        mean, variance = self.inner.moments(model, data)
+        return mean, {site: value / 2 for site, value in variance.items()}
 
     def sample(self, key, model, data):
-        mean = self.inner.mean(model, data)
+        mean, _ = self.inner.moments(model, data)
         draws = self.inner.sample(key, model, data)
         return {site: mean[site] + (draw - mean[site]) / np.sqrt(2) for site, draw in draws.items()}
 
@@ -50,8 +48,8 @@ class OverconfidentSBL(bk.models.KroneckerSBL):
     """Half the variance of the right posterior."""
 
     def em_finish(self, data, parameters):
-        approximation, log_evidence = super().em_finish(data, parameters)
-        return Narrowed(approximation), log_evidence
+        approximation, *rest = super().em_finish(data, parameters)
+        return Narrowed(approximation), *rest
 
 
 def _known_scales(model_class=bk.models.KroneckerSBL, **changes):

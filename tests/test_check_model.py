@@ -29,8 +29,9 @@ def test_pair(problem, method):
 class WrongVariance(Conditional):
     """States twice the variance that it draws with."""
 
-    def variance(self, model, data):
-        return {site: 2 * value for site, value in super().variance(model, data).items()}
+    def moments(self, model, data):
+        mean, variance = super().moments(model, data)
+        return mean, {site: 2 * value for site, value in variance.items()}
 
 
 class WrongSBL(bk.models.KroneckerSBL):
@@ -43,8 +44,8 @@ class WrongSBL(bk.models.KroneckerSBL):
         return prepared
 
     def em_finish(self, data, parameters):
-        approximation, log_evidence = super().em_finish(data, parameters)
-        return WrongVariance(approximation.scales, approximation.noise_variance), log_evidence
+        approximation, *rest = super().em_finish(data, parameters)
+        return WrongVariance(approximation.scales, approximation.noise_variance), *rest
 
 
 def test_failures_are_found_collected_and_named(monkeypatch):

@@ -425,7 +425,7 @@ def _draw_batch(approximation, model, data, keys, num_draws):
                 lambda k: approximation.sample(k, model, data), jax.random.split(key, num_draws)
             )
         total = int(np.prod(approximation.chains))
-        drawn = approximation.chain_draws(jax.random.split(key, total), model, data)
+        drawn = approximation.chain_draws(key, model, data)
         # Evenly spaced over the chains laid end to end: as nearly independent as they can be, and
         # none twice, which would push ranks to the ends.
         spaced = np.arange(num_draws) * total // num_draws

@@ -13,7 +13,7 @@ from benchmarks.common import Bar, Options, Report, Table
 
 ORDER = 7
 TITLE = "ArviZ end to end: summary, leave-one-out, plots, save and load"
-MINUTES = (2, 2)
+MINUTES = (1, 1)
 
 SHOWN = 6  # coefficients in summaries and forests
 

@@ -14,7 +14,7 @@ from benchmarks.common import Bar, Options, Report, Table
 
 ORDER = 1
 TITLE = "Structured equals dense: mean, variance, evidence, leave-one-out"
-MINUTES = (2, 4)
+MINUTES = (1, 3)
 
 # (M_i), (N_i) by determination; one factor is never mixed.
 SHAPES = {

@@ -13,7 +13,7 @@ from benchmarks.common import Bar, Options, Report, Table, median
 
 ORDER = 5
 TITLE = "Compressive imaging of an MRI slice, 128², and its posterior deviations"
-MINUTES = (4, 15)
+MINUTES = (3, 15)
 
 FRACTIONS = (0.25, 0.49)
 DEFAULT = "default (mackay)"

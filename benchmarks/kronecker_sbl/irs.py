@@ -20,7 +20,7 @@ from benchmarks.kronecker_sbl import published
 
 ORDER = 4
 TITLE = "IRS-MIMO channels: block sparsity, off-grid angles, a thousand channels"
-MINUTES = (3, 15)
+MINUTES = (2, 10)
 
 SNR_DB = 12.0
 # Arrivals at the surface and at the base station come in blocks: those axes are coupled.

@@ -15,7 +15,7 @@ from benchmarks.common import Bar, Options, Report, Table, compilations, median,
 
 ORDER = 6
 TITLE = "Posteriors: ascent, chains, coverage, agreement of the three methods"
-MINUTES = (6, 20)
+MINUTES = (5, 20)
 
 # Rounding moves an objective of size L by about eps · L.
 ROUNDING = 1e-10

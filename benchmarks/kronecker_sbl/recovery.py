@@ -15,7 +15,7 @@ from benchmarks.kronecker_sbl import published
 
 ORDER = 2
 TITLE = "Sparse recovery, 15³ unknowns: M-steps, sweeps, peers"
-MINUTES = (6, 120)
+MINUTES = (6, 90)
 
 CASES = {"independent": False, "rank one": True}
 DEFAULT = "default (mackay)"
@@ -39,7 +39,7 @@ THEIRS = {"SVD-KroSBL": "svd, prune 5e-4", "AM-KroSBL": "alternating, prune 1e-2
 
 def run(options: Options) -> Report:
     seeds = options.count(50, 200)
-    swept = options.at_most(20, 50)
+    swept = options.at_most(10, 50)
     slow = {"FISTA": options.at_most(5, 20), "classic SBL": options.at_most(3, 10)}
     slow_swept = {"FISTA": 5, "classic SBL": 3} if options.full else {}
     slow_swept = {name: options.at_most(count) for name, count in slow_swept.items()}
