@@ -280,6 +280,8 @@ class MCMC(AbstractMethod):
         sites = jax.vmap(jax.vmap(lambda z: constrain_fn(model.numpyro_model, (data,), {}, z)))(
             kept
         )
+        given = jax.eval_shape(lambda: model.mcmc_init(data, jax.random.key(0), None))
+        sites = {name: value.astype(given[name].dtype) for name, value in sites.items()}
         finite = [
             jnp.all(jnp.isfinite(leaf))
             for leaf in jax.tree.leaves((sites, states.potential_energy))
