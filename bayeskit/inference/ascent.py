@@ -192,6 +192,9 @@ class EM(_Ascent):
             "prune": float(self.prune),
         }
 
+    def _m_step_of(self, model):
+        return self.m_step or model.m_steps[0]
+
     def check(self, model):
         if self.m_step is not None and self.m_step not in model.m_steps:
             raise ValueError(
@@ -201,11 +204,12 @@ class EM(_Ascent):
         model.check_em(self)
 
     def init(self, model, data, key, lane, initial):
-        return self._start(model.em_init(data, key, lane, initial))
+        return self._start(model.em_init(data, key, lane, initial, self._m_step_of(model)))
 
     def step(self, model, data, state):
-        m_step = self.m_step or model.m_steps[0]
-        updated, objective = model.em_step(data, state.parameters, m_step, self.prune)
+        updated, objective = model.em_step(
+            data, state.parameters, self._m_step_of(model), self.prune
+        )
         return self._advance(state, updated, objective, lambda p: model.em_monitored(data, p))
 
     def finish(self, model, data, states, records):

@@ -253,7 +253,7 @@ def _run_blocks(method, prepared, key, initial, progress, checkpoint):
         marks = checkpoints.fingerprint(model=model, method=traced, data=data, key=(key, initial))
         if Path(checkpoint).exists():
             shapes = eqx.filter_eval_shape(
-                advance, traced, model, data, states, size, jnp.asarray(size)
+                _advance, traced, model, data, states, size, jnp.asarray(size)
             )[1]
             states, records, counts, total = checkpoints.read(checkpoint, marks, states, shapes)
             records = jax.tree.map(np.asarray, records)

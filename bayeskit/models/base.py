@@ -91,8 +91,8 @@ class SupportsEM(AbstractModel):
         """Raise where the model as stated cannot be fitted by this EM."""
 
     @abc.abstractmethod
-    def em_init(self, data, key, lane, initial):
-        """Start values.
+    def em_init(self, data, key, lane, initial, m_step: str):
+        """Start values for ``m_step``.
 
         Lane 0 is the documented start, others are random; ``initial`` may be a dict by site to
         start from, or ``None``.

@@ -234,6 +234,49 @@ def statistics(spectra_, noise_variance, measurements, axes=None) -> Statistics:
     return Statistics(log_evidence, tuple(signal), tuple(leverage), noise_signal, noise_leverage)
 
 
+def projected_second_moments(spectra_, scales, noise_variance, measurements, vectors, axis):
+    r"""Second moments of the coefficients, contracted with a vector along every axis but one.
+
+    .. math:: t_a = \sum_{n: n_i = a} E|x_n|^2 \prod_{j \ne i} v_{j n_j}
+
+    Parameters
+    ----------
+    vectors : sequence of arrays (N_j,)
+        Not negative; that of ``axis`` is not used.
+    axis : int
+        The factor ``i`` that remains.
+
+    Returns
+    -------
+    array (N_i,)
+        Averaged over snapshots.
+
+    Notes
+    -----
+    Like :func:`statistics`, of which it is the form with weights, on the side of the measurements:
+    the weights turn the identity that the orthonormal columns give into one small Gram matrix an
+    axis.
+    """
+    white = _whiten(spectra_, noise_variance, measurements.tensor)
+    mean, weighted, fraction, total = white.whitened_mean, white.whitened_mean, white.fraction, 1.0
+    for j, (spectrum_, scale, vector) in enumerate(zip(spectra_, scales, vectors, strict=True)):
+        if j == axis:
+            continue
+        weight = scale * vector
+        gram = spectrum_.right.conj().T @ (weight[:, None] * spectrum_.right)
+        weighted = multiply_axis(gram, weighted, j + 1)
+        share = weight @ jnp.abs(spectrum_.right) ** 2
+        fraction = multiply_axis(share[None, :], fraction, j)
+        total = total * jnp.sum(weight)
+    right = spectra_[axis].right
+    products = multiply_axis(right, mean, axis + 1).conj() * multiply_axis(
+        right, weighted, axis + 1
+    )
+    squares = sum_except(products.real, axis + 1) / measurements.tensor.shape[0]
+    leverage = jnp.abs(right) ** 2 @ jnp.ravel(fraction)
+    return scales[axis] * jnp.maximum(squares + total - leverage, 0.0)
+
+
 @jax.custom_vjp
 def log_evidence(log_scales, log_noise_variance, factors, measurements):
     """Log marginal likelihood ``log p(y | γ, σ²)`` with its gradient in closed form.
