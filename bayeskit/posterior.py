@@ -163,8 +163,28 @@ def _draws(approximation, model, data, key, count):
     return map_in_blocks(lambda key: approximation.sample(key, model, data), keys, _DRAW_BLOCK)
 
 
-def _chain_draws(approximation, model, data, key):
-    return approximation.chain_draws(key, model, data)
+def _draws_and_data(approximation, model, data, key, count, targets):
+    """Draws (chain, draw, …) by site, and data simulated from them at every one of ``targets``."""
+    if approximation.chains is None:
+        drawn = _draws(approximation, model, data, key, count)
+        drawn = jax.tree.map(lambda leaf: leaf[None], drawn)
+    else:
+        drawn = approximation.chain_draws(key, model, data)
+    chains, draws = approximation.chains or (1, count)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
+    fixed = approximation.plugged_in(model, data)
+    simulated = {}
+    for index, (name, inputs) in enumerate(targets.items()):
+        keys = jax.random.split(jax.random.fold_in(key, index), chains * draws)
+        values = map_in_blocks(
+            lambda item, inputs=inputs: model.sample_data(
+                data, item[0], {**fixed, **item[1]}, inputs
+            ),
+            (keys, flat),
+            _DRAW_BLOCK,
+        )
+        simulated[name] = values.reshape(chains, draws, *values.shape[1:])
+    return drawn, simulated
 
 
 def _predict(approximation, model, data, inputs, include_noise):
@@ -291,9 +311,7 @@ class Posterior:
         dict of arrays (num_draws, ...)
             By site, a leading axis ``batch`` before ``num_draws`` for a batch.
         """
-        if not isinstance(num_draws, (int, np.integer)) or num_draws < 1:
-            raise ValueError(f"num_draws must be a positive integer, got {num_draws!r}")
-        return self._call_random(_draws, key, int(num_draws))
+        return self._call_random(_draws, key, _positive_count("num_draws", num_draws))
 
     def predict(self, inputs=None, *, include_noise: bool = False) -> Prediction:
         """Mean and variance of predicted data.
@@ -348,7 +366,14 @@ class Posterior:
         )
 
     def to_datatree(
-        self, num_draws: int = 1000, key=None, sites: Sequence[str] | None = None, max_bytes=2e9
+        self,
+        num_draws: int = 1000,
+        key=None,
+        sites: Sequence[str] | None = None,
+        max_bytes=2e9,
+        *,
+        posterior_predictive: bool = False,
+        predictions=None,
     ):
         """The result as an ``xarray.DataTree`` in the ArviZ schema.
 
@@ -362,14 +387,20 @@ class Posterior:
             Sites to draw in the group ``posterior``; all by default. The group ``moments`` always
             has every site.
         max_bytes : float
-            Largest size of the group ``posterior``.
+            Largest size of all draws together.
+        posterior_predictive : bool
+            Whether to add the group ``posterior_predictive``: new noisy data where the observed
+            ones were taken, one set for every draw.
+        predictions : optional
+            Inputs as for :meth:`predict`, for the group ``predictions``: new noisy data there.
 
         Returns
         -------
         xarray.DataTree
             Groups ``posterior`` (dims ``chain``, ``draw``, …), ``moments``, ``observed_data``,
             ``constant_data`` and, where the method has them, ``optimization``, ``sample_stats``
-            and ``log_likelihood``. A complex site has a last dimension ``part``.
+            and ``log_likelihood``; on request ``posterior_predictive`` and ``predictions``. A
+            complex variable has a last dimension ``part``.
 
         Raises
         ------
@@ -382,22 +413,18 @@ class Posterior:
         unknown = [name for name in wanted if name not in random_sites]
         if unknown:
             raise ValueError(f"sites has {unknown}; the random sites are {random_sites}")
-        chains, draws = self._chains or (1, num_draws)
-        size = chains * draws * sum(np.asarray(mean[name]).nbytes for name in wanted)
-        if size > max_bytes:
-            raise ValueError(
-                f"the posterior group would take {size / 1e9:.3g} GB, more than "
-                f"max_bytes={max_bytes / 1e9:.3g} GB: lower num_draws (now {draws}), "
-                f"choose fewer sites (now {wanted}), or raise max_bytes"
-            )
-        groups = {"posterior": self._posterior_draws(wanted, num_draws, key)}
+        targets, target_dims = self._targets(posterior_predictive, predictions)
+        drawn, simulated = self._tree_draws(wanted, num_draws, key, targets, max_bytes)
         tree = from_dict(
-            {name: group for name, group in groups.items() if group},
+            {"posterior": drawn} if drawn else {},
             dims={name: list(self._dims(name, array)) for name, array in mean.items()},
             coords=self._all_coords(),
             sample_dims=self._sample_dims,
         )
         datasets = {"moments": self._moments_dataset(mean, variance)}
+        for group, values in simulated.items():
+            variable = self._variable(values, (*self._sample_dims, *target_dims[group]))
+            datasets[group] = xr.Dataset({self.labels.observed: variable})
         for group, tables in self.prepared.tables.items():
             datasets[group] = xr.Dataset(
                 {name: self._variable(value, dims) for name, (dims, value) in tables.items()}
@@ -410,6 +437,20 @@ class Posterior:
         tree.attrs.update(self._attributes())
         return tree
 
+    def _targets(self, posterior_predictive, predictions):
+        """Prepared inputs, and names of the data's axes, of every group of simulated data."""
+        targets, dims = {}, {}
+        for group, wanted, inputs in (
+            ("posterior_predictive", posterior_predictive, None),
+            ("predictions", predictions is not None, predictions),
+        ):
+            if wanted:
+                with double_precision():
+                    dims[group], targets[group] = self.prepared.model.prediction_inputs(
+                        inputs, self.labels
+                    )
+        return targets, dims
+
     @property
     def _sample_dims(self):
         return ["chain", "draw"] if self.batch is None else ["batch", "chain", "draw"]
@@ -421,9 +462,11 @@ class Posterior:
             approximation = jax.tree.map(lambda leaf: leaf[0], approximation)
         return approximation.chains
 
-    def _posterior_draws(self, sites, num_draws, key):
-        if not sites:
-            return {}
+    def _tree_draws(self, sites, num_draws, key, targets, max_bytes):
+        """Draws by site and simulated data by group, none where neither is asked for."""
+        if not sites and not targets:
+            return {}, {}
+        chains, draws = self._chains or (1, _positive_count("num_draws", num_draws))
         with double_precision():
             if key is None:
                 base = (
@@ -432,15 +475,34 @@ class Posterior:
                     else jax.random.wrap_key_data(jnp.asarray(self.key))
                 )
                 key = jax.random.fold_in(base, 1)
-        if self._chains is not None:
-            drawn = self._call_random(_chain_draws, key)
-        else:
-            axis = 0 if self.batch is None else 1
-            drawn = jax.tree.map(
-                lambda array: np.expand_dims(array, axis),
-                self._call_random(_draws, key, int(num_draws)),
+            each = {name: self.mean[name].nbytes for name in sites} | self._data_bytes(targets)
+        size = chains * draws * sum(each.values())
+        if size > max_bytes:
+            raise ValueError(
+                f"the draws of {', '.join(each)} would take {size / 1e9:.3g} GB, more than "
+                f"max_bytes={max_bytes / 1e9:.3g} GB: lower num_draws (now {draws}), choose fewer "
+                "sites, or raise max_bytes"
             )
-        return {name: _split_complex(drawn[name]) for name in sites}
+        drawn, simulated = self._call_random(_draws_and_data, key, draws, targets)
+        return {name: _split_complex(drawn[name]) for name in sites}, simulated
+
+    def _data_bytes(self, targets):
+        """Bytes of one simulated data set of every group."""
+        items = self.mean, self.prepared.data
+        if self.batch is not None:
+            items = jax.tree.map(lambda leaf: leaf[0], items)
+        mean, data = items
+        shapes = {
+            name: eqx.filter_eval_shape(
+                self.prepared.model.sample_data, data, jax.random.key(0), mean, inputs
+            )
+            for name, inputs in targets.items()
+        }
+        count = 1 if self.batch is None else self.batch
+        return {
+            name: count * math.prod(leaf.shape) * leaf.dtype.itemsize
+            for name, leaf in shapes.items()
+        }
 
     def _dims(self, site, array):
         """Dimension names of one site's own axes, with ``part`` for a complex one."""
@@ -456,8 +518,12 @@ class Posterior:
     def _variable(self, value, dims):
         value = np.asarray(value)
         dims = (*dims, "part") if np.iscomplexobj(value) else tuple(dims)
-        coords = {dim: values for dim, values in self._all_coords().items() if dim in dims}
-        return xr.DataArray(_split_complex(value), dims=dims, coords=coords)
+        array = xr.DataArray(_split_complex(value), dims=dims)
+        known = self._all_coords()
+        # Integers where there are no others, as ArviZ gives the draws.
+        return array.assign_coords(
+            {dim: known.get(dim, np.arange(size)) for dim, size in array.sizes.items()}
+        )
 
     def _moments_dataset(self, mean, variance):
         lead = () if self.batch is None else ("batch",)
@@ -605,6 +671,12 @@ class Posterior:
         else:
             lines.append(f"  {int(np.sum(status.converged))} of {self.batch} converged")
         return "\n".join(lines)
+
+
+def _positive_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
 
 
 def _split_complex(array):

@@ -69,6 +69,14 @@ class AbstractModel(eqx.Module):
         """Names of the dimensions of a prediction, and its inputs validated and converted."""
 
     @abc.abstractmethod
+    def sample_data(self, data, key, sites, inputs):
+        """One set of noisy data at ``inputs`` given the values of all sites.
+
+        Traced; ``inputs`` as :meth:`prediction_inputs` gives them (``None``: where the observed
+        data were taken), ``sites`` and the result in the user's units.
+        """
+
+    @abc.abstractmethod
     def caveats(self, diagnostics) -> tuple[str, ...]:
         """What a user should be warned about, from the diagnostics of a finished fit."""
 

@@ -32,6 +32,7 @@ from bayeskit.posterior import Posterior, Prediction
 from bayeskit.precision import as_key
 
 _DRAWS = 1000
+_TREE = {"num_draws": _DRAWS, "posterior_predictive": True}
 # A correct mean strays this many standard errors with probability 2e-9 an entry; estimated
 # variances have heavier tails than the normal, so they get more room.
 _MEAN_ERRORS = 6.0
@@ -184,6 +185,11 @@ class _Case:
     def outcome(self):
         """Everything numerical about the fit."""
         return _outcome(self.base)
+
+    @functools.cached_property
+    def tree(self):
+        """The result tree, with simulated data."""
+        return self.base.to_datatree(**_TREE)
 
     @functools.cached_property
     def other_data(self):
@@ -372,7 +378,7 @@ def _check_input_kinds(case):
     }
     posterior = case.fit(data=xr.DataArray(case.array, dims=dims, coords=coords))
     _require_identical(_outcome(posterior), case.outcome, "xarray against NumPy")
-    observed = posterior.to_datatree(num_draws=_DRAWS)["observed_data"]
+    observed = posterior.to_datatree(sites=())["observed_data"]
     missing = [
         dim
         for dim in dims
@@ -440,10 +446,11 @@ def _check_objective_monotone(case):
 
 def _check_tree(case):
     """Groups, dimensions, moments and attributes of the result tree; ArviZ's summary of it."""
-    tree = case.base.to_datatree(num_draws=_DRAWS)
+    tree = case.tree
     mean, plugged_in = case.base.mean, case.base.plugged_in
     random_sites = [site for site in mean if site not in plugged_in]
-    groups = {"moments", "observed_data"} | ({"posterior"} if random_sites else set())
+    groups = {"moments", "observed_data", "posterior_predictive"}
+    groups |= {"posterior"} if random_sites else set()
     if case.base.convergence.objective is not None:
         groups.add("optimization")
     _require(
@@ -505,26 +512,31 @@ def _check_tree(case):
     _require(len(case.base.summary()) > 0, "the posterior's own summary is empty")
 
 
+def _require_moments(what, draws, mean, variance):
+    """Draws (draw, …) have this mean and variance, which may rest on draws themselves."""
+    inflation = 1.0 / draws.shape[0] + 1.0 / _MOMENT_DRAWS
+    squares = np.abs(draws - mean) ** 2
+    distance = np.abs(draws.mean(axis=0) - mean)
+    allowed = _MEAN_ERRORS * np.sqrt(variance * inflation) + 1e-12 * (np.abs(mean) + 1e-300)
+    worst = np.max(distance / np.where(allowed > 0, allowed, 1.0)) * _MEAN_ERRORS
+    _require(
+        worst <= _MEAN_ERRORS,
+        f"means of {what} and of its draws are {worst:.1f} standard errors apart",
+    )
+    error = np.sqrt(np.maximum(squares.var(axis=0), variance**2) * inflation)
+    worst = np.max(np.abs(squares.mean(axis=0) - variance) / np.where(error > 0, error, 1.0))
+    _require(
+        worst <= _VARIANCE_ERRORS,
+        f"variances of {what} and of its draws are {worst:.1f} standard errors apart",
+    )
+
+
 def _check_moments_match_draws(case):
     """Mean and variance of many draws agree with ``.mean`` and ``.variance``."""
-    inflation = 1.0 / _DRAWS + 1.0 / _MOMENT_DRAWS
     for site, draws in case.outcome["draws"].items():
         mean, variance = np.asarray(case.base.mean[site]), np.asarray(case.base.variance[site])
         _require(draws.shape == (_DRAWS, *mean.shape), f"draws of {site} have shape {draws.shape}")
-        squares = np.abs(draws - mean) ** 2
-        distance = np.abs(draws.mean(axis=0) - mean)
-        allowed = _MEAN_ERRORS * np.sqrt(variance * inflation) + 1e-12 * (np.abs(mean) + 1e-300)
-        worst = np.max(distance / np.where(allowed > 0, allowed, 1.0)) * _MEAN_ERRORS
-        _require(
-            worst <= _MEAN_ERRORS,
-            f"means of {site} and of its draws are {worst:.1f} standard errors apart",
-        )
-        error = np.sqrt(np.maximum(squares.var(axis=0), variance**2) * inflation)
-        worst = np.max(np.abs(squares.mean(axis=0) - variance) / np.where(error > 0, error, 1.0))
-        _require(
-            worst <= _VARIANCE_ERRORS,
-            f"variances of {site} and of its draws are {worst:.1f} standard errors apart",
-        )
+        _require_moments(site, draws, mean, variance)
     drawn, plugged_in = set(case.outcome["draws"]), set(case.base.plugged_in)
     _require(
         drawn | plugged_in == set(case.base.mean), "draws and plugged_in are not all sites together"
@@ -548,7 +560,7 @@ def _check_save_and_load(case):
         _require(isinstance(loaded, Posterior), f"load gave {type(loaded).__name__}")
         _require(type(loaded) is type(case.base), f"load gave {type(loaded).__name__}")
         _require_identical(_outcome(loaded), case.outcome, "loaded against saved")
-        trees = [posterior.to_datatree(num_draws=_DRAWS) for posterior in (case.base, loaded)]
+        trees = [case.tree, loaded.to_datatree(**_TREE)]
         attributes = [{k: v for k, v in tree.attrs.items() if k != "created_at"} for tree in trees]
         different = [
             name for name in attributes[0] if attributes[0][name] != attributes[1].get(name)
@@ -736,7 +748,7 @@ def _check_leave_one_out(case):
 
 
 def _check_predict(case):
-    """Predictions have the shape of the data, named axes, and variances that noise makes larger."""
+    """Predictions have the data's shape and named axes; simulated data have their moments."""
     clean, noisy = case.base.predict(), case.base.predict(include_noise=True)
     for prediction in (clean, noisy):
         _require(isinstance(prediction, Prediction), f"predict gave {type(prediction).__name__}")
@@ -756,6 +768,11 @@ def _check_predict(case):
             clean.mean.shape == case.array.shape,
             f"shape {clean.mean.shape}, data {case.array.shape}",
         )
+    (simulated,) = case.tree["posterior_predictive"].data_vars.values()
+    draws = simulated.stack(all=("chain", "draw")).transpose("all", ...).values
+    if np.iscomplexobj(noisy.mean):
+        draws = draws[..., 0] + 1j * draws[..., 1]
+    _require_moments("simulated data", draws, noisy.mean, noisy.variance)
 
 
 def _check_repr(case):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from bayeskit.linalg.contract import kronecker_multiply
 from bayeskit.models import priors
 from bayeskit.models.base import Prepared, SupportsEM, SupportsMCMC, SupportsMessages
 from bayeskit.models.kronecker_sbl import messages as mean_field
@@ -28,10 +29,11 @@ from bayeskit.models.kronecker_sbl.approximation import (
     Conditional,
     KroneckerSBLPosterior,
     MeanField,
+    coefficient_unit,
     scale_units,
 )
 
-DEFAULT_SCALE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.5, 1e-6))
+DEFAULT_SCALE_PRIOR = priors.ScaledByData(dist.InverseGamma(1.0, 1e-6))
 DEFAULT_NOISE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.1, 1e-10))
 
 _M_STEPS = ("mackay", "convex", "alternating", "svd")
@@ -73,8 +75,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         together, ``γ_i = (I + β_i (sub- and super-diagonal)) h_i``, which favours blocks.
     scale_prior : NumPyro distribution, ScaledByData or None
         Prior of every entry of every scale factor (of the weights ``h`` with coupling). The
-        default, an inverse gamma relative to the data's scale, is nearly flat over thirteen
-        decades below the data's scale. ``None`` is flat in the logarithm: EM then is type-II
+        default, ``ScaledByData(InverseGamma(1, 1e-6))``, has a density of the logarithm that
+        falls by one an e-fold above a millionth of the data's scale: a slice of coefficients
+        leaves that floor only where the evidence gains more. ``None`` is flat in the logarithm: EM then is type-II
         maximum likelihood.
     noise_prior : NumPyro distribution, ScaledByData or None
         Prior of the noise variance, where it is learned.
@@ -285,7 +288,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
     def em_init(self, data, key, lane, initial, m_step):
         """Equal scales and a tenth of the power as noise, as in the paper.
 
-        For the steps on the evidence that is one candidate of two: see ``_searched_start``.
+        For the steps on the evidence that is one candidate of four: see ``_searched_start``.
         """
         if initial is None and m_step in ("mackay", "convex"):
             return self._searched_start(data, key, lane)
@@ -297,24 +300,36 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         return HyperParameters(weights, self._start_noise(data, initial), spectra)
 
     def _searched_start(self, data, key, lane):
-        """The better of two starts after a few sweeps: as it is, or after power iteration.
+        """The best of four starts after a few sweeps: as it is, and after power iteration thrice.
 
-        Where few coefficients carry the signal, power iteration finds them and the plain start
-        often ends at a local maximum; where many do, it is the other way round. Which it is shows
-        after two or three sweeps already.
+        Where few coefficients carry the signal, power iteration finds them (though not from
+        everywhere, so that two of its starts are random), and sweeps from the plain start often
+        end at a local maximum; where many do, it is the other way round. Which it is shows after
+        two or three sweeps already. These leave the scale prior out: far from a maximum it would
+        drive small scales to zero too early.
         """
-        plain = self._plain_start(data, key, lane, None)
-        power = jax.lax.fori_loop(0, _POWER_STEPS, lambda _, p: self._power_step(data, p), plain)
-        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), plain, power)
+        flat = eqx.tree_at(
+            lambda m: m.scale_prior, self, None, is_leaf=lambda leaf: leaf is self.scale_prior
+        )
 
-        def advanced(parameters):
-            def sweep(_, p):
-                return self._fixed_point_sweep(data, p, self._evaluate, None, "convex")[0]
+        def sweep(_, parameters):
+            return flat._fixed_point_sweep(data, parameters, flat._evaluate, None, "convex")[0]
 
+        def trial(candidate):
+            key, lane, power_steps = candidate
+            parameters = self._plain_start(data, key, lane, None)
+            parameters = jax.lax.fori_loop(
+                0, power_steps, lambda _, p: self._power_step(data, p), parameters
+            )
             parameters = jax.lax.fori_loop(0, _TRIAL_SWEEPS, sweep, parameters)
-            return parameters, self._evaluate(data, parameters, ())[1]
+            return parameters, flat._evaluate(data, parameters, ())[1]
 
-        candidates, objectives = jax.lax.map(advanced, both)
+        # The first lane is the same whatever the key: without restarts nothing is random.
+        key = jnp.where(lane == 0, jax.random.key(0, impl=jax.random.key_impl(key)), key)
+        keys = jax.random.split(key, 3)[jnp.array([0, 0, 1, 2])]
+        lanes = jnp.stack([jnp.asarray(lane), jnp.asarray(lane), 1, 1])
+        power_steps = jnp.array([0, _POWER_STEPS, _POWER_STEPS, _POWER_STEPS])
+        candidates, objectives = jax.lax.map(trial, (keys, lanes, power_steps))
         best = jnp.argmax(jnp.where(jnp.isnan(objectives), -jnp.inf, objectives))
         return jax.tree.map(lambda leaf: leaf[best], candidates)
 
@@ -648,6 +663,21 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         return Conditional(scales, noise)
 
     # Prediction and warnings
+
+    def sample_data(self, data, key, sites, inputs):
+        """Measurements of given coefficients, with noise."""
+        factors, layout = self.factors, self.factors.layout
+        matrices = factors.original if inputs is None else inputs.factors
+        sizes = layout.rows if inputs is None else inputs.sizes
+        coefficients = sites["coefficients"] / coefficient_unit(factors, data)
+        if not layout.snapshots:
+            coefficients = coefficients[None]
+        clean = kronecker_multiply(matrices, layout.group(coefficients, layout.columns))
+        noise = data.noise_variance
+        if self._learns_noise:
+            noise = sites["noise_variance"] / data.unit**2
+        noisy = clean + jnp.sqrt(noise) * jax.random.normal(key, clean.shape, clean.dtype)
+        return layout.as_given(noisy * data.unit, sizes)
 
     def caveats(self, diagnostics):
         """A fit that takes up all degrees of freedom leaves nothing to tell the noise by."""

@@ -44,11 +44,11 @@ class Layout(NamedTuple):
         """The axes in the order of the groups."""
         return tuple(axis for group in self.groups for axis in group)
 
-    def group(self, tensor):
-        """(snapshots, M_1, …, M_I) to one axis a group."""
+    def group(self, tensor, sizes):
+        """(snapshots, one axis each of ``sizes``) to one axis a group."""
         tensor = jnp.transpose(tensor, (0, *(axis + 1 for axis in self.order)))
-        sizes = (math.prod(self.rows[axis] for axis in group) for group in self.groups)
-        return tensor.reshape(tensor.shape[0], *sizes)
+        grouped = (math.prod(sizes[axis] for axis in group) for group in self.groups)
+        return tensor.reshape(tensor.shape[0], *grouped)
 
     def ungroup(self, tensor, sizes):
         """(…, one axis a group) back to one axis each of ``sizes`` in the user's order."""
@@ -393,7 +393,7 @@ def prepare_observations(tensor, factors, noise_variance, dtype):
     if not factors.layout.snapshots:
         tensor = tensor[None]
     unit = _root_mean_square(tensor)
-    scaled = factors.layout.group(tensor / unit)
+    scaled = factors.layout.group(tensor / unit, factors.layout.rows)
     measurements = structure.compress(factors.rotations, scaled)
     known = (
         jnp.asarray(jnp.nan if noise_variance is None else noise_variance, unit.dtype) / unit / unit
