@@ -77,8 +77,8 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         Prior of every entry of every scale factor (of the weights ``h`` with coupling). The
         default, ``ScaledByData(InverseGamma(1, 1e-6))``, has a density of the logarithm that
         falls by one an e-fold above a millionth of the data's scale: a slice of coefficients
-        leaves that floor only where the evidence gains more. ``None`` is flat in the logarithm: EM then is type-II
-        maximum likelihood.
+        leaves that floor only where the evidence gains more. ``None`` is flat in the logarithm:
+        EM then is type-II maximum likelihood.
     noise_prior : NumPyro distribution, ScaledByData or None
         Prior of the noise variance, where it is learned.
 
