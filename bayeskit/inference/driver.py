@@ -159,11 +159,18 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
         results = jax.block_until_ready(results)
         seconds = time.perf_counter() - begun
         convergence, trace, log_evidence = _collect(method, results, count, seconds)
+    caveats = _caveats_of_batch(method, results[0], prepared.model)
+    if caveats:
+        warnings.warn(
+            f"{len(caveats)} of {count} data sets ({_listed(list(caveats))}): "
+            f"{next(iter(caveats.values()))[0]}",
+            ConditioningWarning,
+            stacklevel=2,
+        )
     bad = np.flatnonzero(~np.asarray(convergence.converged))
     if bad.size:
-        listed = ", ".join(str(i) for i in bad[:10]) + (", …" if bad.size > 10 else "")
         warnings.warn(
-            f"{bad.size} of {count} data sets did not converge: {listed} "
+            f"{bad.size} of {count} data sets did not converge: {_listed(bad)} "
             f"({convergence.reason[bad[0]]})",
             ConvergenceWarning,
             stacklevel=2,
@@ -180,6 +187,21 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
         key=key_used,
         batch=count,
     )
+
+
+def _caveats_of_batch(method, fits, model):
+    """Caveats by data set, where there are any; what could not be fitted has none."""
+    fits = jax.tree.map(np.asarray, fits)
+    found = {}
+    for i in np.flatnonzero(fits.finite):
+        caveats = method.caveats(jax.tree.map(lambda leaf: leaf[i], fits), model)  # noqa: B023
+        if caveats:
+            found[i] = caveats
+    return found
+
+
+def _listed(items):
+    return ", ".join(str(i) for i in items[:10]) + (", …" if len(items) > 10 else "")
 
 
 def check_pair(model, method) -> None:

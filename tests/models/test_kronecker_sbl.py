@@ -254,6 +254,14 @@ def test_batch_equals_single_fits_and_survives_a_broken_item(problem, fit):
     assert batch.log_evidence[2] == pytest.approx(fit.log_evidence, rel=1e-12)
 
 
+@any_ending
+def test_batch_names_the_items_that_interpolate(problem):
+    model = bk.models.KroneckerSBL(problem.dictionaries, noise_variance=1e-3)
+    stacked = np.stack([problem.measurements, 1e6 * problem.measurements])
+    with pytest.warns(bk.ConditioningWarning, match=r"1 of 2 data sets \(1\): the fit interp"):
+        bk.infer_batch(model, stacked)
+
+
 def test_one_compilation_serves_other_numbers_of_the_same_shapes(problem):
     model = bk.models.KroneckerSBL(problem.dictionaries)
     _ = bk.infer(model, problem.measurements, EM("convex", tolerance=1e-2)).mean
@@ -279,6 +287,39 @@ def test_draws_agree_with_moments(fit):
     assert np.max(np.abs(error)) < 5.5
     ratio = draws.var(0) / fit.variance["coefficients"]
     assert np.max(np.abs(ratio - 1)) < 6 * np.sqrt(2 / 2000)
+
+
+def test_simulated_data_have_the_predictive_moments(problem, fit):
+    generator = np.random.default_rng(3)
+    elsewhere = tuple(generator.standard_normal((3, size)) for size in COLUMNS)
+    tree = fit.to_datatree(
+        num_draws=3000, key=1, sites=(), posterior_predictive=True, predictions=elsewhere
+    )
+    for group, inputs in (("posterior_predictive", None), ("predictions", elsewhere)):
+        expected = fit.predict(inputs, include_noise=True)
+        draws = tree[group]["y"]
+        assert draws.dims == ("chain", "draw", *expected.dims)
+        values = draws.values[0]
+        error = (values.mean(0) - expected.mean) / np.sqrt(expected.variance / 3000)
+        # 120 Gaussian entries and 27: 5 deviations are passed once in 10⁴ runs.
+        assert np.max(np.abs(error)) < 5
+        np.testing.assert_allclose(values.var(0), expected.variance, rtol=6 * np.sqrt(2 / 3000))
+    assert "coefficients" not in tree.children.get("posterior", {})
+    with pytest.raises(ValueError, match=r"GB.*lower num_draws"):
+        fit.to_datatree(num_draws=3000, sites=(), posterior_predictive=True, max_bytes=1e6)
+
+
+def test_simulated_data_of_a_batch_are_those_of_its_items(problem, fit):
+    model = bk.models.KroneckerSBL(problem.dictionaries)
+    batch = bk.infer_batch(model, np.stack([problem.measurements, 2 * problem.measurements]))
+    tree = batch.to_datatree(num_draws=2000, key=0, sites=(), posterior_predictive=True)
+    draws = tree["posterior_predictive"]["y"].values[:, 0]
+    expected = fit.predict(include_noise=True)
+    for item, unit in enumerate((1.0, 2.0)):
+        error = (draws[item].mean(0) / unit - expected.mean) / np.sqrt(expected.variance / 2000)
+        assert np.max(np.abs(error)) < 5
+    # Items have draws of their own.
+    assert np.abs(np.corrcoef(draws[0, :, 0, 0, 0], draws[1, :, 0, 0, 0])[0, 1]) < 0.15
 
 
 def test_large_tree_is_refused_with_its_size(fit):
