@@ -13,7 +13,7 @@ from benchmarks.common import Bar, Options, Report, Table
 
 ORDER = 7
 TITLE = "ArviZ end to end: summary, leave-one-out, plots, save and load"
-MINUTES = (1, 1)
+MINUTES = (2, 2)
 
 SHOWN = 6  # coefficients in summaries and forests
 
@@ -23,7 +23,7 @@ def run(options: Options) -> Report:
     pictures = 0
     with tempfile.TemporaryDirectory() as folder:
         for name, make in (("IRS channel", irs_posterior), ("MRI slice", mri_posterior)):
-            posterior, num_draws = make(100 if options.seeds == 1 else 400)
+            posterior, num_draws = make(100 if options.seeds == 1 else 250)
             pictures += tour(report, name, posterior, num_draws, Path(folder))
             identical = stored(posterior, Path(folder) / "posterior.nc")
             for what, same in identical.items():
@@ -38,7 +38,9 @@ def irs_posterior(draws):
     model = bk.models.KroneckerSBL(
         problem.dictionaries, noise_variance=problem.noise_variance, coupling=(0.8, 0.0, 0.8)
     )
-    method = MCMC(num_warmup=draws, num_samples=draws, num_chains=4, dense_mass=True)
+    method = MCMC(
+        num_warmup=draws, num_samples=draws, num_chains=4, target_accept=0.9, dense_mass=True
+    )
     return bk.infer(model, problem.measurements, method, key=0), draws
 
 
