@@ -1,0 +1,359 @@
+"""From tables to what the computations use: checks, unique points, units, blocks of rows."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayeskit.models.functional_tucker.sweep import Rows
+from bayeskit.posterior import Labels
+
+_SKETCH_ROWS = 1024
+_BLOCK_NUMBERS = 2**22
+_LARGEST_BLOCK = 2**17
+
+
+class Observations(NamedTuple):
+    """One data set, values standardised, every index divided by the range of its points.
+
+    Attributes
+    ----------
+    rows : Rows
+    steps : tuple of arrays (n_k,)
+        From each point of a mode to the one before; infinite for the first, zero for points that
+        only fill a batch up.
+    spans : array (K,)
+        What indices were divided by.
+    starts : array (K,)
+        Default lengthscale of every mode, divided by its span.
+    sketch : tuple of int arrays (rows,)
+        Positions of some rows.
+    center, unit : scalars
+        Subtracted from the values, and what they were divided by.
+    noise_variance : scalar
+        The known one over ``unit²``, NaN where it is learned.
+    """
+
+    rows: Rows
+    steps: tuple
+    spans: Any
+    starts: Any
+    sketch: tuple
+    center: Any
+    unit: Any
+    noise_variance: Any
+
+
+class Inputs(NamedTuple):
+    """Where to predict: for every mode the points of fit and prediction together.
+
+    Attributes
+    ----------
+    steps : tuple of arrays (n_k,)
+    known : tuple of int arrays
+        Positions of the fit's points among them.
+    index : tuple of int arrays (rows,)
+        Positions of every prediction.
+    """
+
+    steps: tuple
+    known: tuple
+    index: tuple
+
+
+def columns_of(model, data, with_values=True):
+    """Index columns (one array a mode) and values of any accepted form of data.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the column, what came and what was expected.
+    """
+    names = [mode.name for mode in model.modes]
+    if isinstance(data, xr.DataArray) and with_values:
+        return _columns_of_array(names, data)
+    if isinstance(data, pd.DataFrame):
+        wanted = [*names, *([model.value] if with_values else [])]
+        missing = [name for name in wanted if name not in data.columns]
+        if missing:
+            raise ValueError(
+                f"data has no column {missing}: expected {wanted}, got {list(data.columns)}"
+            )
+        columns = [data[name] for name in names]
+        values = data[model.value].to_numpy() if with_values else None
+        return columns, values
+    if with_values:
+        if not (isinstance(data, (tuple, list)) and len(data) == 2):
+            raise TypeError(
+                "data must be a pair (indices (N, K), values (N,)), a DataFrame or a DataArray, "
+                f"got {type(data).__name__}"
+            )
+        indices, values = data
+    else:
+        indices, values = data, None
+    if isinstance(indices, pd.DataFrame):
+        columns, _ = columns_of(model, indices, with_values=False)
+    elif isinstance(indices, (tuple, list)) and len(indices) == len(names) and np.ndim(indices[0]):
+        columns = [np.asarray(column) for column in indices]
+    else:
+        array = np.asarray(indices)
+        if array.ndim != 2 or array.shape[1] != len(names):
+            raise ValueError(
+                f"indices must have the shape (N, {len(names)}), one column a mode "
+                f"({', '.join(names)}), got {array.shape}"
+            )
+        columns = list(array.T)
+    if values is None:
+        return columns, None
+    values = np.asarray(values)
+    if values.ndim != 1:
+        raise ValueError(f"values must have the shape (N,), got {values.shape}")
+    return columns, values
+
+
+def _columns_of_array(names, data):
+    if set(names) != set(data.dims):
+        raise ValueError(f"data has the dims {data.dims}, the modes are {tuple(names)}")
+    array = data.transpose(*names)
+    present = np.nonzero(~np.isnan(np.asarray(array.values, float)))
+    columns = [
+        (array.coords[name].values if name in array.coords else np.arange(array.sizes[name]))[at]
+        for name, at in zip(names, present, strict=True)
+    ]
+    return columns, array.values[present]
+
+
+def check_values(name, values):
+    """Values as finite real numbers, in their own precision."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be real numbers, got {values.dtype}")
+    values = values if values.dtype == np.float32 else values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ValueError(
+            f"{name} has {bad.size} entries that are not finite, the first at ({bad[0]},): "
+            f"{values[bad[0]]}; leave out rows without a value"
+        )
+    return values
+
+
+def check_column(mode, column):
+    """An index column: categories as they are, other indices as float64 or datetimes."""
+    missing = np.flatnonzero(np.asarray(pd.isna(pd.Series(np.asarray(column)))))
+    if missing.size:
+        raise ValueError(
+            f"index {mode.name!r} has {missing.size} missing entries (NaN or NA), the first at "
+            f"({missing[0]},); leave out rows without an index"
+        )
+    array = np.asarray(column)
+    if mode.categorical:
+        return array.astype(str) if array.dtype.kind == "O" else array
+    if array.dtype.kind == "M":
+        return array.astype("datetime64[ns]")
+    if array.dtype.kind == "O":
+        try:
+            array = array.astype(float)
+        except (TypeError, ValueError):
+            array = array.astype(str)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(
+            f"index {mode.name!r} must be numbers or datetimes, got {array.dtype}; is it "
+            "categorical=True?"
+        )
+    array = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise ValueError(
+            f"index {mode.name!r} has {bad.size} entries that are not finite, the first at "
+            f"({bad[0]},): {array[bad[0]]}"
+        )
+    return array
+
+
+def as_numbers(mode, points, origin):
+    """Coordinates of points; datetimes in days since ``origin``, categories by their place."""
+    if mode.categorical:
+        return np.arange(len(points), dtype=float)
+    if points.dtype.kind == "M":
+        return (points - origin) / np.timedelta64(1, "D")
+    return points
+
+
+def prepare(model, data, batch):
+    """Data, labels and tables of one data set, or of several stacked on axis 0."""
+    if not batch:
+        parts = [_one(model, *columns_of(model, data))]
+    else:
+        parts = [_one(model, *columns_of(model, item)) for item in _items(data)]
+        lengths = {len(part["values"]) for part in parts}
+        if len(lengths) > 1:
+            raise ValueError(f"data sets of a batch need equal numbers of rows, got {lengths}")
+    single = all(part["values"].dtype == np.float32 for part in parts)
+    dtype = np.float32 if single else np.float64
+    sizes = [max(len(part["points"][k]) for part in parts) for k in range(len(model.modes))]
+    made = [_observations(model, part, sizes, dtype) for part in parts]
+    if batch:
+        observations = _stack(made)
+    else:
+        observations = made[0]
+    return observations, _labels(model, parts, sizes, batch), _tables(model, parts, batch), parts[0]
+
+
+def _items(data):
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        indices, values = (np.asarray(part) for part in data)
+        if indices.ndim == 3 and values.ndim == 2 and len(indices) == len(values):
+            return list(zip(indices, values, strict=True))
+    raise TypeError(
+        "a batch must be a pair (indices (batch, N, K), values (batch, N)), got "
+        f"{type(data).__name__}"
+    )
+
+
+def _stack(items):
+    import jax
+
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
+
+
+def _one(model, columns, values):
+    values = check_values("values", values)
+    if values.size == 0:
+        raise ValueError("values is empty: expected at least one observation")
+    columns = [check_column(mode, c) for mode, c in zip(model.modes, columns, strict=True)]
+    for mode, column in zip(model.modes, columns, strict=True):
+        if column.shape != values.shape:
+            raise ValueError(
+                f"index {mode.name!r} has the shape {column.shape}, values {values.shape}"
+            )
+    unique = [np.unique(column, return_inverse=True) for column in columns]
+    return {
+        "values": values,
+        "columns": columns,
+        "points": [points for points, _ in unique],
+        "index": [inverse.reshape(-1) for _, inverse in unique],
+    }
+
+
+def steps_between(mode, points, origin, span):
+    """Scaled steps to the point before; infinite where there is none, or no order."""
+    if mode.categorical:
+        return np.full(len(points), np.inf)
+    return np.diff(as_numbers(mode, points, origin), prepend=-np.inf) / span
+
+
+def span_of(mode, points):
+    """Range of a mode's points, one where it has none."""
+    if mode.categorical or len(points) < 2:
+        return 1.0
+    return float(np.ptp(as_numbers(mode, points, points[0])))
+
+
+def _observations(model, part, sizes, dtype):
+    values = part["values"].astype(np.float64)
+    center = float(np.mean(values)) if model.offset is None else model.offset
+    unit = model.scale
+    if unit is None:
+        deviation = float(np.std(values))
+        unit = deviation if deviation > 1e-12 * abs(center) else (abs(center) or 1.0)
+    count = len(values)
+    ranks = model.rank_tuple
+    numbers = max(rank**2 for rank in ranks) * 2
+    if model.core == "tucker":
+        numbers = max(numbers, math.prod(sorted(r**2 for r in ranks)[1:]) * 2)
+    size = int(min(count, max(128, min(_BLOCK_NUMBERS // numbers, _LARGEST_BLOCK))))
+    blocks = -(-count // size)
+    size = -(-count // blocks)
+    fill = blocks * size - count
+
+    def blocked(array, dtype):
+        return jnp.asarray(np.pad(array, (0, fill)).reshape(blocks, size).astype(dtype))
+
+    rows = Rows(
+        tuple(blocked(index, np.int32) for index in part["index"]),
+        blocked((values - center) / unit, dtype),
+        blocked(np.ones(count), dtype),
+    )
+    spans = [span_of(m, p) for m, p in zip(model.modes, part["points"], strict=True)]
+    steps = []
+    for mode, points, span, length in zip(model.modes, part["points"], spans, sizes, strict=True):
+        made = steps_between(mode, points, points[0], span)
+        steps.append(jnp.asarray(np.pad(made, (0, length - len(made))), dtype))
+    chosen = np.unique(np.linspace(0, count - 1, min(count, _SKETCH_ROWS)).astype(int))
+    noise = np.nan if model.noise_variance is None else model.noise_variance / unit**2
+    return Observations(
+        rows=rows,
+        steps=tuple(steps),
+        spans=jnp.asarray(spans, dtype),
+        starts=jnp.asarray([1 / np.sqrt(max(len(p) - 1, 1)) for p in part["points"]], dtype),
+        sketch=tuple(jnp.asarray(index[chosen], jnp.int32) for index in part["index"]),
+        center=jnp.asarray(center, dtype),
+        unit=jnp.asarray(unit, dtype),
+        noise_variance=jnp.asarray(noise, dtype),
+    )
+
+
+def _labels(model, parts, sizes, batch):
+    dims = {model.value: ("observation",)}
+    coords = {}
+    for mode, rank, points in zip(model.modes, model.rank_tuple, parts[0]["points"], strict=True):
+        rank_dim = f"rank_{mode.name}" if model.core == "tucker" else "component"
+        dims[f"mode_{mode.name}"] = (mode.name, rank_dim)
+        coords[rank_dim] = np.arange(rank)
+        if not batch:
+            coords[mode.name] = points
+        for name in model.parameter_names(mode):
+            dims[f"{name}_{mode.name}"] = (rank_dim,)
+    if model.core == "tucker":
+        dims["core"] = tuple(f"rank_{mode.name}" for mode in model.modes)
+    if model.noise_variance is None:
+        dims["noise_variance"] = ()
+    return Labels(dims, coords, model.value)
+
+
+def _tables(model, parts, batch):
+    def table(values):
+        return np.stack(values) if batch else values[0]
+
+    lead = ("batch",) if batch else ()
+    observed = {model.value: ((*lead, "observation"), table([part["values"] for part in parts]))}
+    constant = {
+        f"{mode.name}_at": ((*lead, "observation"), table([part["columns"][k] for part in parts]))
+        for k, mode in enumerate(model.modes)
+    }
+    return {"observed_data": observed, "constant_data": constant}
+
+
+def prediction_inputs(model, points, spans, inputs):
+    """Union of the points of the fit and of the prediction, mode by mode."""
+    columns, _ = columns_of(model, inputs, with_values=False)
+    columns = [check_column(mode, c) for mode, c in zip(model.modes, columns, strict=True)]
+    lengths = {len(column) for column in columns}
+    if len(lengths) > 1:
+        raise ValueError(f"index columns have different lengths: {sorted(lengths)}")
+    steps, known, index = [], [], []
+    for mode, column, given, span in zip(model.modes, columns, points, spans, strict=True):
+        made = union(mode, given, column, span)
+        for collected, item in zip((steps, known, index), made, strict=True):
+            collected.append(item)
+    return Inputs(tuple(steps), tuple(known), tuple(index))
+
+
+def union(mode, given, column, span):
+    """Steps of the union of points, and positions in it of the given and the new ones."""
+    if column.dtype.kind != given.dtype.kind and (
+        mode.categorical or "M" in (column.dtype.kind, given.dtype.kind)
+    ):
+        raise TypeError(
+            f"index {mode.name!r} has {column.dtype}, the model was fitted to {given.dtype}"
+        )
+    merged = np.unique(np.concatenate([given, column]))
+    return (
+        jnp.asarray(steps_between(mode, merged, given[0], span)),
+        jnp.asarray(np.searchsorted(merged, given), jnp.int32),
+        jnp.asarray(np.searchsorted(merged, column), jnp.int32),
+    )

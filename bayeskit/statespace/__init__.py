@@ -1,0 +1,16 @@
+"""Markovian Gaussian processes: chains of states, Gaussian messages, gpjax's kernels."""
+
+from bayeskit.statespace.chain import Chain, Smoothed, log_normaliser, sample, smooth
+from bayeskit.statespace.kernels import Constant, Independent, chain_of, form_of
+
+__all__ = [
+    "Chain",
+    "Constant",
+    "Independent",
+    "Smoothed",
+    "chain_of",
+    "form_of",
+    "log_normaliser",
+    "sample",
+    "smooth",
+]
