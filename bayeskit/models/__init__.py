@@ -1,6 +1,18 @@
 """Models: what is believed about the data."""
 
+from bayeskit.models.functional_tucker import (
+    FunctionalTucker,
+    FunctionalTuckerPosterior,
+    Mode,
+)
 from bayeskit.models.kronecker_sbl import KroneckerSBL, KroneckerSBLPosterior
 from bayeskit.models.priors import ScaledByData
 
-__all__ = ["KroneckerSBL", "KroneckerSBLPosterior", "ScaledByData"]
+__all__ = [
+    "FunctionalTucker",
+    "FunctionalTuckerPosterior",
+    "KroneckerSBL",
+    "KroneckerSBLPosterior",
+    "Mode",
+    "ScaledByData",
+]

@@ -127,3 +127,7 @@ def inverse_gamma(prior, unit, dtype):
     return jnp.asarray(distribution.concentration, dtype), jnp.asarray(
         distribution.rate, dtype
     ) / unit
+
+
+# Of the noise variance, where no prior is given: hardly informative from a part in 10¹⁰ upwards.
+DEFAULT_NOISE_PRIOR = ScaledByData(dist.InverseGamma(0.1, 1e-10))

@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ _BLOCK_NUMBERS = 2**22
 _LARGEST_BLOCK = 2**17
 
 
-class Observations(NamedTuple):
+class Observations(eqx.Module):
     """One data set, values standardised, every index divided by the range of its points.
 
     Attributes
@@ -35,6 +37,8 @@ class Observations(NamedTuple):
         Subtracted from the values, and what they were divided by.
     noise_variance : scalar
         The known one over ``unit²``, NaN where it is learned.
+    count : int
+        Number of observations, without what fills the last block up.
     """
 
     rows: Rows
@@ -45,6 +49,7 @@ class Observations(NamedTuple):
     center: Any
     unit: Any
     noise_variance: Any
+    count: int = eqx.field(static=True)
 
 
 class Inputs(NamedTuple):
@@ -215,8 +220,6 @@ def _items(data):
 
 
 def _stack(items):
-    import jax
-
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
 
 
@@ -294,6 +297,7 @@ def _observations(model, part, sizes, dtype):
         center=jnp.asarray(center, dtype),
         unit=jnp.asarray(unit, dtype),
         noise_variance=jnp.asarray(noise, dtype),
+        count=count,
     )
 
 

@@ -9,6 +9,7 @@ with a core of ones on the superdiagonal for CP. S. Fang, X. Yu, Z. Wang, S. Li,
 "Functional Bayesian Tucker decomposition for continuous-indexed tensor data", ICLR 2024.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -352,16 +353,322 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
 
     def observed(self, data):
         """Standardised values (N,)."""
-        return data.rows.values.reshape(-1)[: self._count(data)]
+        return data.rows.values.reshape(-1)[: data.count]
 
     def positions(self, data):
         """Positions (N,) among the points of every mode."""
-        return tuple(index.reshape(-1)[: self._count(data)] for index in data.rows.index)
-
-    @staticmethod
-    def _count(data):
-        return data.count.shape[0]
+        return tuple(index.reshape(-1)[: data.count] for index in data.rows.index)
 
     def _noise_prior(self, data):
         prior = priors.inverse_gamma(self.noise_prior, data.unit**2, data.unit.dtype)
         return sweep.NoisePrior(*(p.astype(data.unit.dtype) for p in prior))
+
+    def _start(self, data, key):
+        """Functions that vary slowly at random, around random constants."""
+        dtype = data.unit.dtype
+        keys = jax.random.split(key, len(self.modes) + 1)
+        modes = []
+        for k, (mode, rank) in enumerate(zip(self.modes, self.rank_tuple, strict=True)):
+            count = data.steps[k].shape[0]
+            level_key, phase_key, speed_key = jax.random.split(keys[k], 3)
+            if mode.categorical:
+                mean = jax.random.normal(level_key, (count, rank), dtype)
+            else:
+                place = jnp.cumsum(data.steps[k].at[0].set(0.0))
+                speed = jax.random.normal(speed_key, (rank,), dtype)
+                phase = jax.random.uniform(phase_key, (rank,), dtype, 0.0, 2 * jnp.pi)
+                level = jax.random.normal(level_key, (rank,), dtype)
+                mean = level + jnp.cos(2 * jnp.pi * speed * place[:, None] + phase)
+            second = mean[:, :, None] * mean[:, None, :] + 0.1 * jnp.eye(rank, dtype=dtype)
+            modes.append(sweep.Moments(mean, second))
+        core = None
+        if self.core == "tucker":
+            mean = jax.random.normal(keys[-1], (math.prod(self.rank_tuple),), dtype)
+            core = sweep.Moments(mean, jnp.outer(mean, mean) + 0.1 * jnp.eye(len(mean), dtype=dtype))
+        zero = jnp.zeros((), dtype)
+        precision = 1.0 / data.noise_variance if self.noise_variance is not None else zero + _START_PRECISION
+        messages = sweep.Messages(
+            modes=tuple(modes),
+            shifts=tuple(jnp.zeros_like(m.mean) for m in modes),
+            precisions=tuple(jnp.zeros_like(m.second) for m in modes),
+            divergences=jnp.zeros(len(modes), dtype),
+            core=core,
+            noise_concentration=zero + 1.0,
+            noise_rate=1.0 / precision,
+            precision=precision,
+            bound=zero,
+            sketch=jnp.zeros(len(data.sketch[0]), dtype),
+        )
+        return messages
+
+    def _searched_start(self, data, key, lane, logs):
+        """The best of four starts after ten sweeps."""
+
+        def trial(key):
+            return jax.lax.fori_loop(
+                0,
+                _TRIAL_SWEEPS,
+                lambda _, m: self._sweep(data, m, logs, None)[0],
+                self._start(data, key),
+            )
+
+        # The first lane is the same whatever the key: without restarts nothing is random.
+        key = jnp.where(lane == 0, jax.random.key(0, impl=jax.random.key_impl(key)), key)
+        candidates = jax.lax.map(trial, jax.random.split(key, _STARTS))
+        bounds = candidates.bound
+        best = jnp.argmax(jnp.where(jnp.isnan(bounds), -jnp.inf, bounds))
+        return jax.tree.map(lambda leaf: leaf[best], candidates)
+
+    def _sweep(self, data, messages, logs, ascent):
+        """Renew every factor in turn; with ``ascent``, move each mode's parameters uphill first."""
+        modes, shifts, precisions = map(
+            list, (messages.modes, messages.shifts, messages.precisions)
+        )
+        divergences, logs = messages.divergences, list(logs)
+        ascent = None if ascent is None else list(ascent)
+        squares = jnp.zeros_like(data.unit)
+        for k in sweep.order_of(modes):
+            shift, precision = sweep.merged_messages(modes, messages.core, data.rows, k)
+            squares = (shift, precision)
+            shift, precision = messages.precision * shift, messages.precision * precision
+            if ascent is None:
+                chain = self.chain(k, logs[k], data.steps[k])
+                smoothed = statespace.smooth(chain, shift, precision)
+            else:
+                logs[k], ascent[k], smoothed = self._climb(
+                    data, k, logs[k], ascent[k], shift, precision
+                )
+            modes[k] = sweep.Moments(smoothed.mean, smoothed.second)
+            shifts[k], precisions[k] = shift, precision
+            divergences = divergences.at[k].set(sweep.divergence(smoothed, shift, precision))
+        total = jnp.sum(data.rows.weights * data.rows.values**2)
+        core, core_divergence = messages.core, jnp.zeros_like(data.unit)
+        if core is None:
+            linear = jnp.sum(squares[0] * modes[k].mean)
+            quadratic = jnp.sum(squares[1] * modes[k].second)
+        else:
+            shift, information = sweep.core_statistics(modes, data.rows)
+            core, core_divergence = sweep.core_update(
+                messages.precision * shift, messages.precision * information
+            )
+            linear, quadratic = shift @ core.mean, jnp.sum(information * core.second)
+        squares = jnp.maximum(total - 2 * linear + quadratic, 0.0)
+        concentration, rate = messages.noise_concentration, messages.noise_rate
+        precision = messages.precision
+        log_unit = data.count * jnp.log(data.unit)
+        if self.noise_variance is None:
+            prior = self._noise_prior(data)
+            concentration = prior.concentration + 0.5 * data.count
+            rate = prior.rate + 0.5 * squares
+            precision = concentration / rate
+            likelihood = sweep.noise_bound(prior, concentration, rate, data.count, squares)
+        else:
+            likelihood = 0.5 * data.count * jnp.log(precision / (2 * jnp.pi)) - 0.5 * precision * squares
+        bound = likelihood - jnp.sum(divergences) - core_divergence - log_unit
+        messages = sweep.Messages(
+            tuple(modes),
+            tuple(shifts),
+            tuple(precisions),
+            divergences,
+            core,
+            concentration,
+            rate,
+            precision,
+            bound,
+            sweep.fitted(modes, core, data.sketch)[0],
+        )
+        return messages, tuple(logs), None if ascent is None else tuple(ascent)
+
+    def _climb(self, data, k, logs, ascent, shift, precision):
+        """A step on a mode's share of the bound that cannot lower it, and the functions after."""
+
+        def objective(logs, shift, precision):
+            chain = self.chain(k, logs, data.steps[k])
+            value = statespace.log_normaliser(chain, shift, precision)
+            return value + self._log_prior(data, k, logs), value
+
+        evaluate = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
+
+        def both(logs):
+            (value, log_normaliser), (slope, mean, by_precision) = evaluate(logs, shift, precision)
+            return value, slope, statespace.Smoothed(mean, -2.0 * by_precision, log_normaliser)
+
+        before, slope, smoothed = both(logs)
+        updates, moved = _OPTIMISER.update(jax.tree.map(jnp.negative, slope), ascent)
+        trial = optax.apply_updates(logs, updates)
+        after, _, smoothed_after = both(trial)
+        better = after >= before
+        # After a step too far the same slope is followed more slowly.
+        slower = jax.tree.map(lambda leaf: leaf, moved)
+        slower = tuple(
+            part._replace(step_sizes=jax.tree.map(lambda s: 0.5 * s, part.step_sizes))
+            if hasattr(part, "step_sizes")
+            else part
+            for part in slower
+        )
+        chosen = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old),
+            (trial, moved, smoothed_after),
+            (logs, slower, smoothed),
+        )
+        return chosen
+
+    # Expectation maximisation
+
+    def check_em(self, method):
+        """Pruning is left to the bound; the noise prior has to be conjugate."""
+        if method.prune:
+            raise ValueError(
+                f"prune={method.prune} is not for FunctionalTucker: functions that are not needed "
+                "shrink to nothing by themselves"
+            )
+        self._check_noise_prior("EM")
+
+    def _check_noise_prior(self, method):
+        if self.noise_variance is None and not priors.is_conjugate(self.noise_prior):
+            raise ValueError(
+                f"{method} on FunctionalTucker takes an InverseGamma noise_prior or None, "
+                f"got {priors.describe(self.noise_prior)}"
+            )
+
+    def _given_logs(self, data, initial):
+        if initial is None:
+            return self.start_logs(data)
+        return tuple(
+            {
+                name: jnp.log(jnp.asarray(initial[f"{name}_{mode.name}"]) / self._units(data, k)[name])
+                for name in self.parameter_names(mode)
+            }
+            for k, mode in enumerate(self.modes)
+        )
+
+    def em_init(self, data, key, lane, initial, m_step):
+        """The best of a few random starts after some sweeps of messages."""
+        logs = self._given_logs(data, initial)
+        messages = self._searched_start(data, key, lane, logs)
+        return EMState(messages, logs, tuple(_OPTIMISER.init(each) for each in logs))
+
+    def em_step(self, data, parameters, m_step, prune):
+        """Kernel parameters and messages of every mode, then core and noise."""
+        objective = self.em_objective(data, parameters)
+        return EMState(*self._sweep(data, *parameters)), objective
+
+    def em_monitored(self, data, parameters):
+        """Fitted values and noise."""
+        return self.messages_monitored(data, parameters.messages)
+
+    def em_objective(self, data, parameters):
+        """The bound plus the log prior density of the logarithms of kernel parameters."""
+        prior = sum(self._log_prior(data, k, logs) for k, logs in enumerate(parameters.logs))
+        return parameters.messages.bound + prior
+
+    def em_finish(self, data, parameters):
+        """The factorised posterior and the bound."""
+        return Factorised(parameters.messages, parameters.logs), parameters.messages.bound, self._explained(parameters.messages, data)
+
+    # Messages
+
+    def check_messages(self, method):
+        """The noise prior has to be conjugate."""
+        self._check_noise_prior("MessagePassing")
+
+    def messages_init(self, data, key, lane, initial):
+        """The best of a few random starts after some sweeps."""
+        return self._searched_start(data, key, lane, self._given_logs(data, initial))
+
+    def messages_sweep(self, data, messages):
+        """Renew every factor in turn, kernel parameters as they were given."""
+        return self._sweep(data, messages, self.start_logs(data), None)[0], messages.bound
+
+    def messages_monitored(self, data, messages):
+        """Fitted values and the logarithm of the noise variance."""
+        return messages.sketch, messages.precision
+
+    def messages_bound(self, data, messages):
+        """Lower bound on the log evidence."""
+        return messages.bound
+
+    def messages_finish(self, data, messages):
+        """The factorised posterior and its bound."""
+        return Factorised(messages, self.start_logs(data)), messages.bound, self._explained(messages, data)
+
+    @staticmethod
+    def _explained(messages, data):
+        """Share of the values' power at some rows that the fit has."""
+        return jnp.mean(messages.sketch**2)
+
+    def caveats(self, diagnostics):
+        """A fit that is zero everywhere has explained nothing."""
+        if diagnostics > 1e-6:
+            return ()
+        return ("the fit is constant: no function of the indices explains the values",)
+
+    def prediction_inputs(self, inputs, labels):
+        """Dimension names and inputs: ``None``, or indices (P, K) or a DataFrame."""
+        if inputs is None:
+            return ("observation",), None
+        points = [labels.coords.get(mode.name) for mode in self.modes]
+        if any(p is None for p in points):
+            raise TypeError("predictions of a batch are where the data were taken: inputs=None")
+        spans = [tables.span_of(m, p) for m, p in zip(self.modes, points, strict=True)]
+        return ("observation",), tables.prediction_inputs(self, points, spans, inputs)
+
+    def sample_data(self, data, key, sites, inputs):
+        """Noisy values given functions and core at the fit's points."""
+        values = [sites[f"mode_{mode.name}"] for mode in self.modes]
+        core = sites["core"].reshape(-1) if self.core == "tucker" else None
+        if inputs is not None:
+            raise NotImplementedError
+        index = self.positions(data)
+        rows = [v[i] for v, i in zip(values, index, strict=True)]
+        clean = (
+            jnp.sum(math.prod(rows), axis=1) if core is None else sweep._products(rows) @ core
+        )
+        noise = data.noise_variance
+        if self.noise_variance is None:
+            noise = sites["noise_variance"] / data.unit**2
+        noisy = clean + jnp.sqrt(noise) * jax.random.normal(key, clean.shape, clean.dtype)
+        return data.center + data.unit * noisy
+
+    def sample_prior(self, key):
+        raise ValueError("prior not simulable yet")
+
+
+def log_density(prior, name, log_value, start, unit):
+    """Log density of the logarithm of a kernel parameter that is ``exp(log_value) unit``."""
+    if prior is None:
+        return jnp.zeros_like(log_value)
+    if prior == ():
+        if name.endswith("variance"):
+            return _VARIANCE_PRIOR.log_prob(jnp.exp(log_value)) + log_value
+        deviation = _PERIOD_DEVIATION if name.endswith("period") else _LENGTHSCALE_DEVIATION
+        return dist.Normal(jnp.log(start), deviation).log_prob(log_value)
+    scale = start if isinstance(prior, priors.ScaledByData) else 1.0 / unit
+    return priors.distribution_of(prior).log_prob(jnp.exp(log_value) / scale) + log_value
+
+
+def _is_none(leaf):
+    return leaf is None
+
+
+def _check_ranks(ranks, count, core):
+    given = [ranks] * count if isinstance(ranks, (int, np.integer)) else list(ranks)
+    if len(given) != count:
+        raise ValueError(f"ranks must be one number or one a mode ({count}), got {ranks!r}")
+    wrong = [r for r in given if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or r < 1]
+    if wrong:
+        raise ValueError(f"ranks must be positive integers, got {ranks!r}")
+    if core == "cp" and len(set(given)) > 1:
+        raise ValueError(f"a CP core needs equal ranks, got {ranks!r}")
+    return tuple(int(rank) for rank in given)
+
+
+def _check_number(name, value, positive=False):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number or None, got {value!r}")
+    if not np.isfinite(value) or (positive and value <= 0):
+        kind = "positive and finite" if positive else "finite"
+        raise ValueError(f"{name} must be {kind}, got {value}")
+    return float(value)

@@ -34,7 +34,6 @@ from bayeskit.models.kronecker_sbl.approximation import (
 )
 
 DEFAULT_SCALE_PRIOR = priors.ScaledByData(dist.InverseGamma(1.0, 1e-6))
-DEFAULT_NOISE_PRIOR = priors.ScaledByData(dist.InverseGamma(0.1, 1e-10))
 
 _M_STEPS = ("mackay", "convex", "alternating", "svd")
 _SMALLEST_FREE_SHARE = 0.01
@@ -127,7 +126,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         scales="kronecker",
         coupling=None,
         scale_prior=DEFAULT_SCALE_PRIOR,
-        noise_prior=DEFAULT_NOISE_PRIOR,
+        noise_prior=priors.DEFAULT_NOISE_PRIOR,
     ):
         self.dictionaries = problem.check_dictionaries(dictionaries)
         self.noise_variance = problem.check_noise_variance(noise_variance)

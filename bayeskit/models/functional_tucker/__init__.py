@@ -1,0 +1,6 @@
+"""Functional Bayesian Tucker decomposition."""
+
+from bayeskit.models.functional_tucker.approximation import FunctionalTuckerPosterior
+from bayeskit.models.functional_tucker.model import FunctionalTucker, Mode
+
+__all__ = ["FunctionalTucker", "FunctionalTuckerPosterior", "Mode"]
