@@ -37,7 +37,7 @@ ASCENT = {
     "messages": (MessagePassing(max_iterations=ITERATIONS, tolerance=0.0), True),
 }
 SHAPE, ATOMS = (6, 8, 10), (10, 10, 10)
-CHAINS = MCMC(num_warmup=500, num_samples=1000, num_chains=4, dense_mass=True)
+CHAINS = MCMC(num_warmup=400, num_samples=600, num_chains=4, dense_mass=True)
 METHODS = {"MCMC": CHAINS, "messages": MessagePassing(), "EM": EM()}
 LEVEL = 0.9
 TAIL = (1 - LEVEL) / 2

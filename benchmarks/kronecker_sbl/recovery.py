@@ -43,7 +43,7 @@ THEIRS = {"SVD-KroSBL": "svd, prune 5e-4", "AM-KroSBL": "alternating, prune 1e-2
 
 def run(options: Options) -> Report:
     seeds = options.count(50, 200)
-    slow = {"FISTA": options.at_most(5, 20), "classic SBL": options.at_most(3, 10)}
+    slow = {"FISTA": options.at_most(3, 20), "classic SBL": options.at_most(2, 10)}
     slow_swept = {"FISTA": 5, "classic SBL": 3} if options.full else {}
     slow_swept = {name: options.at_most(count) for name, count in slow_swept.items()}
     # Dense and slow: at the full size ARDRegression takes minutes a data set.
