@@ -126,6 +126,10 @@ class AbstractApproximation(eqx.Module):
     def plugged_in(self, model, data):
         """Sites that were estimated by a number and carry no uncertainty."""
 
+    def judged(self, model, data):
+        """What the convergence of chains is judged by: quantities that the data determine."""
+        return self.plugged_in(model, data)
+
     @abc.abstractmethod
     def predict(self, inputs, include_noise, model, data):
         """Mean and variance of predicted data."""

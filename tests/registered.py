@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpyro.distributions as dist
+from gpjax.kernels import Matern32
 
 import bayeskit as bk
 
@@ -84,4 +85,39 @@ def _kronecker_sbl():
     )
 
 
-REGISTERED = tuple(_kronecker_sbl())
+def _functional_tucker():
+    generator = np.random.default_rng(0)
+    place, group = generator.uniform(0.0, 4.0, 30), np.tile(np.arange(3), 10)
+    values = np.sin(2 * place) * np.array([1.0, 0.5, -0.7])[group] + 0.5
+    values = values + 0.1 * generator.normal(size=30)
+    modes = [
+        bk.models.Mode("place", kernel=Matern32(lengthscale=1.0), points=np.linspace(0, 3, 8)),
+        bk.models.Mode("group", categorical=True, points=np.arange(3)),
+    ]
+    priors = {
+        "offset": 0.0,
+        "scale": 1.0,
+        "noise_prior": dist.InverseGamma(3.0, 0.03),
+        "kernel_priors": {
+            "lengthscale": dist.LogNormal(0.0, 0.3),
+            "variance": dist.LogNormal(-1.0, 0.3),
+            "constant_variance": dist.LogNormal(-1.0, 0.3),
+        },
+    }
+    data = ((place, group), values)
+    yield Registered(
+        "functional_tucker",
+        bk.models.FunctionalTucker(modes, ranks=(2, 1), **priors),
+        data,
+        methods(),
+    )
+    yield Registered(
+        "functional_tucker_cp",
+        bk.models.FunctionalTucker(modes, ranks=1, core="cp", **priors),
+        data,
+        methods(),
+        full=True,
+    )
+
+
+REGISTERED = (*_kronecker_sbl(), *_functional_tucker())

@@ -123,9 +123,9 @@ class ChainApproximation(AbstractApproximation):
         return self._map_conditionals(lambda c: c.log_predictive(model, data), model, data)
 
     def hyper_parameters(self, model, data):
-        """Sampled sites as they are reported, and the log evidence of every draw."""
+        """What convergence is judged by, and the log evidence of every draw."""
         return self._map_conditionals(
-            lambda c: (c.plugged_in(model, data), c.log_evidence(model, data)), model, data
+            lambda c: (c.judged(model, data), c.log_evidence(model, data)), model, data
         )
 
 

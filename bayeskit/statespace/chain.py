@@ -20,9 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from cuthbert.filtering import filter as run_filter
-from cuthbert.gaussian import kalman
-from cuthbert.smoothing import smoother as run_smoother
 from jaxtyping import Array, Float
 
 
@@ -219,7 +216,9 @@ def smooth(
     chain: Chain, shifts: Float[Array, "n R"], precisions: Float[Array, "n R R"]
 ) -> Smoothed:
     """Moments of the processes' values given messages; as :func:`log_normaliser`."""
-    value, pull_back = jax.vjp(lambda *messages: log_normaliser(chain, *messages), shifts, precisions)
+    value, pull_back = jax.vjp(
+        lambda *messages: log_normaliser(chain, *messages), shifts, precisions
+    )
     mean, by_precision = pull_back(jnp.ones_like(value))
     return Smoothed(mean, -2.0 * by_precision, value)
 

@@ -68,6 +68,7 @@ def _positive(name, value):
     return float(value)
 
 
+@storable
 class Form(NamedTuple):
     """What kind of function a kernel describes, its numbers left out: hashable.
 
@@ -136,9 +137,7 @@ def _describe(name, kernel):
 def kernel_of(form, values):
     """The kernel of a form, with plain and possibly traced numbers as parameters."""
     if form.parts:
-        parts = [
-            kernel_of(part, _numbered(values, i)) for i, part in enumerate(form.parts)
-        ]
+        parts = [kernel_of(part, _numbered(values, i)) for i, part in enumerate(form.parts)]
         return {"SumKernel": SumKernel, "ProductKernel": ProductKernel}[form.kind](kernels=parts)
     kernel = _SIMPLE[form.kind](**({"truncation_order": form.order} if form.order else {}))
     names = sorted(values)
@@ -191,6 +190,9 @@ def transitions(form, values, steps):
         transition = jnp.where(same, 1.0, 0.0).astype(steps.dtype)[:, None, None]
         initial = values["variance"] * one
         return transition, (1.0 - transition) * initial, initial, one[0]
+    # gpjax computes in the default type only, and 1 - A P Aᵀ wants many digits anyway.
+    dtype, steps = steps.dtype, steps.astype(jnp.result_type(float))
+    values = {name: jnp.asarray(value).astype(steps.dtype) for name, value in values.items()}
     sde = to_sde(kernel_of(form, values))
     root = sde.stationary_state_cov_sqrt
     initial = root @ root.T
@@ -203,7 +205,6 @@ def transitions(form, values, steps):
     transition = jnp.where(regular[:, None, None], transition, limit)
     noise = initial - transition @ initial @ jnp.swapaxes(transition, 1, 2)
     noise = 0.5 * (noise + jnp.swapaxes(noise, 1, 2))
-    dtype = steps.dtype
     return (
         transition.astype(dtype),
         noise.astype(dtype),
@@ -244,5 +245,6 @@ def chain_of(form, values, constant_variances, steps) -> Chain:
     def one(values, variance):
         return with_constant(transitions(form, values, steps), variance)
 
+    constant_variances = constant_variances.astype(steps.dtype)
     transition, noise, initial, output = jax.vmap(one)(values, constant_variances)
     return Chain(jnp.swapaxes(transition, 0, 1), jnp.swapaxes(noise, 0, 1), initial, output)

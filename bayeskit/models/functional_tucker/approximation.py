@@ -5,14 +5,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from bayeskit import statespace
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
-from bayeskit.posterior import AbstractApproximation, Posterior, Prediction, map_in_blocks
-from bayeskit.precision import double_precision, to_host
+from bayeskit.posterior import AbstractApproximation, Posterior, Prediction
+from bayeskit.precision import double_precision
 
 _ROW_BLOCK = 4096
+_PINNED = 1e10
+_SHARE_THAT_MATTERS = 1e-3
 
 
 class Functions(NamedTuple):
@@ -32,23 +35,29 @@ class Functions(NamedTuple):
     core: Any
 
 
+def spread_messages(functions, model, k, steps, known):
+    """Chain of mode ``k`` over more points, and its messages at the known ones among them."""
+    shifts, precisions = functions.shifts[k], functions.precisions[k]
+    steps = steps.astype(shifts.dtype)
+    shifts, precisions = (
+        jnp.zeros((len(steps), *leaf.shape[1:]), leaf.dtype).at[known].add(leaf)
+        for leaf in (shifts, precisions)
+    )
+    return model.chain(k, functions.logs[k], steps), shifts, precisions
+
+
+def moments_of_mode(functions, model, k, steps, known):
+    """Moments of the functions of one mode at more points."""
+    smoothed = statespace.smooth(*spread_messages(functions, model, k, steps, known))
+    return sweep.Moments(smoothed.mean, smoothed.second)
+
+
 def moments_at(functions, model, inputs):
     """Moments of all functions at the union of the fit's and other points."""
-    found = []
-    for k, (shifts, precisions) in enumerate(
-        zip(functions.shifts, functions.precisions, strict=True)
-    ):
-        steps = inputs.steps[k].astype(shifts.dtype)
-        spread = jnp.zeros((len(steps), *shifts.shape[1:]), shifts.dtype)
-        smoothed = statespace.smooth(
-            model.chain(k, functions.logs[k], steps),
-            spread.at[inputs.known[k]].add(shifts),
-            jnp.zeros((len(steps), *precisions.shape[1:]), shifts.dtype)
-            .at[inputs.known[k]]
-            .add(precisions),
-        )
-        found.append(sweep.Moments(smoothed.mean, smoothed.second))
-    return tuple(found)
+    return tuple(
+        moments_of_mode(functions, model, k, inputs.steps[k], inputs.known[k])
+        for k in range(len(model.modes))
+    )
 
 
 def predicted(modes, core, index):
@@ -68,9 +77,7 @@ def predicted(modes, core, index):
     if count <= _ROW_BLOCK:
         return block(index)
     blocks = -(-count // _ROW_BLOCK)
-    padded = [
-        jnp.pad(each, (0, blocks * _ROW_BLOCK - count)).reshape(blocks, -1) for each in index
-    ]
+    padded = [jnp.pad(each, (0, blocks * _ROW_BLOCK - count)).reshape(blocks, -1) for each in index]
     parts = jax.lax.map(block, tuple(padded))
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[:count], parts)
 
@@ -82,10 +89,11 @@ class Factorised(AbstractApproximation):
     under the approximation.
     """
 
-    messages: sweep.Messages
+    messages: sweep.FactorMessages
     logs: tuple
 
-    def _functions(self):
+    def functions(self):
+        """What the functions were conditioned on."""
         m = self.messages
         return Functions(m.shifts, m.precisions, self.logs, m.core)
 
@@ -139,16 +147,10 @@ class Factorised(AbstractApproximation):
         if inputs is None:
             modes, index = self.messages.modes, model.positions(data)
         else:
-            modes, index = moments_at(self._functions(), model, inputs), inputs.index
+            modes, index = moments_at(self.functions(), model, inputs), inputs.index
         mean, variance = predicted(modes, self.messages.core, index)
         mean, variance = data.center + data.unit * mean, data.unit**2 * variance
         return mean, variance + self._noise(data) if include_noise else variance
-
-    def functions_at(self, mode, inputs, model, data):
-        """Mean and variance (points, R) of the functions of one mode."""
-        moments = moments_at(self._functions(), model, inputs)[mode]
-        at = inputs.index[mode]
-        return moments.mean[at], _variances(moments)[at]
 
     def log_predictive(self, model, data):
         mean, variance = predicted(self.messages.modes, self.messages.core, model.positions(data))
@@ -174,6 +176,19 @@ def _log_normal(value, mean, variance):
     return -0.5 * (jnp.log(2 * jnp.pi * variance) + (value - mean) ** 2 / variance)
 
 
+def pinned(values, logs, model, data):
+    """Messages that leave functions no freedom at the fit's points but a hundred-thousandth."""
+    shifts, precisions = [], []
+    for k, value in enumerate(values):
+        chain = model.chain(k, logs[k], data.steps[k])
+        variance = jnp.einsum("ri,rij,rj->r", chain.output, chain.initial, chain.output)
+        precision = _PINNED / variance
+        shifts.append(precision * value)
+        eye = jnp.eye(value.shape[1], dtype=value.dtype)
+        precisions.append(jnp.broadcast_to(precision * eye, (*value.shape, value.shape[1])))
+    return Functions(tuple(shifts), tuple(precisions), logs, None)
+
+
 class Given(AbstractApproximation):
     """Everything known, as in one draw of a sampler; functions elsewhere follow from it.
 
@@ -193,7 +208,9 @@ class Given(AbstractApproximation):
     noise_variance: Any
 
     def _core(self):
-        return None if self.core is None else sweep.Moments(self.core, jnp.outer(self.core, self.core))
+        if self.core is None:
+            return None
+        return sweep.Moments(self.core, jnp.outer(self.core, self.core))
 
     def _modes(self):
         return tuple(sweep.Moments(v, v[:, :, None] * v[:, None, :]) for v in self.values)
@@ -206,9 +223,7 @@ class Given(AbstractApproximation):
         return {}
 
     def plugged_in(self, model, data):
-        sites = {
-            f"mode_{mode.name}": v for mode, v in zip(model.modes, self.values, strict=True)
-        }
+        sites = {f"mode_{mode.name}": v for mode, v in zip(model.modes, self.values, strict=True)}
         if self.core is not None:
             sites["core"] = self.core.reshape(model.rank_tuple)
         if model.noise_variance is None:
@@ -219,7 +234,7 @@ class Given(AbstractApproximation):
         if inputs is None:
             modes, index = self._modes(), model.positions(data)
         else:
-            modes = moments_at(model.pinned(self.values, self.logs, data), model, inputs)
+            modes = moments_at(pinned(self.values, self.logs, model, data), model, inputs)
             index = inputs.index
         mean, variance = predicted(modes, self._core(), index)
         variance = variance + self.noise_variance if include_noise else variance
@@ -230,6 +245,14 @@ class Given(AbstractApproximation):
         density = _log_normal(model.observed(data), mean, self.noise_variance) - jnp.log(data.unit)
         return density, density
 
+    def judged(self, model, data):
+        """What the data determine: the size of the fit and the noise."""
+        mean, _ = predicted(self._modes(), self._core(), data.sketch)
+        found = {"mean_square": data.unit**2 * jnp.mean(mean**2)}
+        if model.noise_variance is None:
+            found["noise_variance"] = data.unit**2 * self.noise_variance
+        return found
+
     def log_evidence(self, model, data):
         """Log likelihood: nothing has been integrated out."""
         return jnp.sum(self.log_predictive(model, data)[0])
@@ -238,38 +261,124 @@ class Given(AbstractApproximation):
 class FunctionalTuckerPosterior(Posterior):
     """Posterior of :class:`~bayeskit.models.FunctionalTucker`."""
 
+    def _mode(self, mode):
+        if self.batch is not None:
+            raise TypeError("functions are for one data set; index the batch's data and fit it")
+        names = [each.name for each in self.prepared.model.modes]
+        if mode not in names:
+            raise ValueError(f"mode must be one of {names}, got {mode!r}")
+        return names.index(mode)
+
     def mode_function(self, mode: str, points=None) -> Prediction:
         """Functions of one mode, aligned against rotation and sign.
 
-        The functions of a mode are determined up to an invertible mixing. They are rotated to
-        the principal axes of their mean over the points of the fit, the largest first, each with
-        the sign that makes its mean there positive (or, where that is zero, its largest value).
+        The functions of a mode are determined up to mixing, with a full core, or up to order and
+        sign, with a CP core. They are rotated to the principal axes of their means at the points
+        of the fit (CP: ordered by the mean square there), the largest first, each with the sign
+        that makes its mean there positive. Draws of chains are first rotated to the last one.
 
         Parameters
         ----------
         mode : str
         points : array (points,), optional
-            Where; the points of the fit by default.
+            Where; the points of the fit by default, which is the only place for chains.
 
         Returns
         -------
         Prediction
-            ``mean`` and ``variance`` of the shape (points, R). With ``core="cp"``, where functions
-            of different components do not mix, they are only ordered and signed.
+            ``mean`` and ``variance`` of the shape (points, R).
 
         Raises
         ------
         ValueError
             If there is no such mode.
         """
+        k = self._mode(mode)
         model = self.prepared.model
-        names = [each.name for each in model.modes]
-        if mode not in names:
-            raise ValueError(f"mode must be one of {names}, got {mode!r}")
-        if self.batch is not None:
-            raise TypeError("mode_function is for one data set; index the batch's data")
-        k = names.index(mode)
+        dims = self.labels.dims[f"mode_{mode}"]
+        if self._chains is not None:
+            if points is not None:
+                raise TypeError("functions of chains are known at the points of the fit only")
+            draws = self.to_datatree(sites=[f"mode_{mode}"])["posterior"][f"mode_{mode}"].values
+            draws = aligned(draws.reshape(-1, *draws.shape[2:]), mixing=model.core == "tucker")
+            return Prediction(draws.mean(axis=0), draws.var(axis=0), dims)
         known = self.labels.coords[mode]
-        points = known if points is None else np.asarray(points)
-        draws = self.sample(0, 200)[f"mode_{mode}"]
-        raise NotImplementedError
+        points = known if points is None else np.atleast_1d(np.asarray(points))
+        with double_precision():
+            column = tables.check_column(model.modes[k], points)
+            span = tables.span_of(model.modes[k], known)
+            steps, at_known, at_points = tables.union(model.modes[k], known, column, span)
+            found = self._call(_moments_of_mode, k, steps, at_known)
+        mean, second = found.mean, found.second
+        turn = principal_axes(mean[np.asarray(at_known)], mixing=model.core == "tucker")
+        covariance = second - mean[:, :, None] * mean[:, None, :]
+        at_points = np.asarray(at_points)
+        variance = np.einsum("ir,nij,jr->nr", turn, covariance[at_points], turn)
+        return Prediction((mean @ turn)[at_points], np.maximum(variance, 0.0), dims)
+
+    @property
+    def effective_ranks(self) -> dict[str, int]:
+        """Number of functions of every mode that matter.
+
+        Principal parts of the fitted values, mode by mode, that have more than a thousandth of
+        their mean square over the observations.
+        """
+        if self.batch is not None:
+            raise TypeError("effective_ranks is for one data set")
+        model, mean = self.prepared.model, self.mean
+        index = [np.asarray(i) for i in model.positions(self.prepared.data)]
+        grams = []
+        for mode, at in zip(model.modes, index, strict=True):
+            rows = mean[f"mode_{mode.name}"][at]
+            grams.append(rows.T @ rows / len(rows))
+        if model.core == "cp":
+            size = np.prod([np.diag(gram) for gram in grams], axis=0)
+            count = int(np.sum(size > _SHARE_THAT_MATTERS * size.sum()))
+            return {mode.name: count for mode in model.modes}
+        found = {}
+        for k, mode in enumerate(model.modes):
+            core = mean["core"]
+            for j, gram in enumerate(grams):
+                values, vectors = np.linalg.eigh(gram)
+                root = vectors * np.sqrt(np.maximum(values, 0.0))
+                core = np.moveaxis(np.tensordot(core, root, axes=(j, 0)), -1, j)
+            unfolded = np.moveaxis(core, k, 0).reshape(len(grams[k]), -1)
+            size = np.linalg.svd(unfolded, compute_uv=False) ** 2
+            found[mode.name] = int(np.sum(size > _SHARE_THAT_MATTERS * size.sum()))
+        return found
+
+
+def _moments_of_mode(approximation, model, data, k, steps, known):
+    functions = approximation.functions()
+    inputs = tables.Inputs((steps,), (known,), (known,))
+    return moments_of_mode(functions, model, k, inputs.steps[0], inputs.known[0])
+
+
+def principal_axes(mean, mixing):
+    """Orthogonal matrix that orders and signs functions with the given means (points, R)."""
+    if mixing:
+        turn = np.linalg.svd(mean, full_matrices=False)[2].T
+        if turn.shape[1] < turn.shape[0]:
+            turn = np.linalg.qr(np.hstack([turn, np.eye(len(turn))]))[0][:, : len(turn)]
+    else:
+        turn = np.eye(mean.shape[1])[:, np.argsort(-np.sum(mean**2, axis=0), kind="stable")]
+    turned = mean @ turn
+    sign = np.where(np.sum(turned, axis=0) < 0, -1.0, 1.0)
+    return turn * sign
+
+
+def aligned(draws, mixing):
+    """Draws (draws, points, R) turned to the last one, and that one to its principal axes."""
+    reference = draws[-1] @ principal_axes(draws[-1], mixing)
+    result = np.empty_like(draws)
+    for i, draw in enumerate(draws):
+        product = draw.T @ reference
+        if mixing:
+            left, _, right = np.linalg.svd(product)
+            turn = left @ right
+        else:
+            rows, columns = linear_sum_assignment(-np.abs(product))
+            turn = np.zeros_like(product)
+            turn[rows, columns] = np.where(product[rows, columns] < 0, -1.0, 1.0)
+        result[i] = draw @ turn
+    return result

@@ -193,7 +193,7 @@ def prepare(model, data, batch):
     if not batch:
         parts = [_one(model, *columns_of(model, data))]
     else:
-        parts = [_one(model, *columns_of(model, item)) for item in _items(data)]
+        parts = [_one(model, *columns_of(model, item)) for item in _items(data, len(model.modes))]
         lengths = {len(part["values"]) for part in parts}
         if len(lengths) > 1:
             raise ValueError(f"data sets of a batch need equal numbers of rows, got {lengths}")
@@ -208,13 +208,18 @@ def prepare(model, data, batch):
     return observations, _labels(model, parts, sizes, batch), _tables(model, parts, batch), parts[0]
 
 
-def _items(data):
+def _items(data, count):
+    """Data sets of a batch, one by one."""
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        indices, values = (np.asarray(part) for part in data)
-        if indices.ndim == 3 and values.ndim == 2 and len(indices) == len(values):
+        indices, values = data[0], np.asarray(data[1])
+        columns = isinstance(indices, (tuple, list)) and len(indices) == count
+        indices = [np.asarray(c) for c in indices] if columns else np.asarray(indices)
+        if columns and all(c.shape == values.shape and c.ndim == 2 for c in indices):
+            return [([c[i] for c in indices], values[i]) for i in range(len(values))]
+        if not columns and indices.ndim == 3 and len(indices) == len(values) and values.ndim == 2:
             return list(zip(indices, values, strict=True))
     raise TypeError(
-        "a batch must be a pair (indices (batch, N, K), values (batch, N)), got "
+        f"a batch must be a pair (indices (batch, N, {count}), values (batch, N)), got "
         f"{type(data).__name__}"
     )
 

@@ -23,25 +23,30 @@ import optax
 
 from bayeskit import statespace
 from bayeskit.models import priors
-from bayeskit.models.base import Prepared, SupportsEM, SupportsMessages
+from bayeskit.models.base import Prepared, SupportsEM, SupportsMCMC, SupportsMessages
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import (
     Factorised,
     FunctionalTuckerPosterior,
+    Given,
+    pinned,
+    spread_messages,
 )
 from bayeskit.precision import as_key, double_precision, to_host
 from bayeskit.statespace.kernels import Form, names_in_index_units
+from bayeskit.storage import storable
 
 _STARTS = 4
 _TRIAL_SWEEPS = 10
-_START_PRECISION = 4.0
-_LENGTHSCALE_DEVIATION = 1.5
-_PERIOD_DEVIATION = 0.1
+_START_NOISE = 0.25  # share of the values' power
+_DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
+_JITTER = 1e-10
 _VARIANCE_PRIOR = dist.Gamma(0.5, 0.5)
 _OPTIMISER = optax.rprop(0.1, min_step_size=1e-6, max_step_size=1.0)
 
 
+@storable
 class Mode(eqx.Module):
     """One index column of a functional Tucker decomposition.
 
@@ -111,12 +116,12 @@ class Mode(eqx.Module):
 class EMState(NamedTuple):
     """Messages, logarithms of kernel parameters, and the state of their ascent, mode by mode."""
 
-    messages: sweep.Messages
+    messages: sweep.FactorMessages
     logs: tuple
     ascent: tuple
 
 
-class FunctionalTucker(SupportsEM, SupportsMessages):
+class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
     """Tucker decomposition with Gaussian-process functions of continuous or categorical indices.
 
     Parameters
@@ -244,7 +249,9 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"kernel_priors has {unknown}; the names are {sorted(known)}")
-        return {name: priors.check_prior(f"kernel_priors[{name!r}]", p) for name, p in given.items()}
+        return {
+            name: priors.check_prior(f"kernel_priors[{name!r}]", p) for name, p in given.items()
+        }
 
     @staticmethod
     def parameter_names(mode):
@@ -280,7 +287,10 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
                 None if self.noise_variance is None else 0.0,
                 None,
                 None,
-                tuple(eqx.tree_at(lambda m: m.points, mode, None, is_leaf=_is_none) for mode in self.modes),
+                tuple(
+                    eqx.tree_at(lambda m: m.points, mode, None, is_leaf=_is_none)
+                    for mode in self.modes
+                ),
             ),
             is_leaf=lambda leaf: leaf is None or leaf is self.modes,
         )
@@ -336,17 +346,32 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
         return statespace.chain_of(self.modes[k].form, values, constants, steps)
 
     def _kernel_prior(self, name, k):
-        given = self.kernel_priors.get(f"{name}_{self.modes[k].name}", ())
-        return self.kernel_priors.get(name, ()) if given == () else given
+        """A parameter's prior, and whether it is one of the ratio to the start value."""
+        prior = self.kernel_priors.get(f"{name}_{self.modes[k].name}", ())
+        prior = self.kernel_priors.get(name, ()) if prior == () else prior
+        if prior == () and name.endswith("variance"):
+            return _VARIANCE_PRIOR, False
+        if prior == ():
+            return dist.LogNormal(0.0, _DEVIATIONS[name.rpartition("_")[2]]), True
+        return priors.distribution_of(prior), isinstance(prior, priors.ScaledByData)
+
+    def _prior_units(self, data, k):
+        """What a parameter under its prior is multiplied by, to be in the units of the chains."""
+        starts, units = self._start_values(data, k), self._units(data, k)
+        return {
+            name: starts[name] if self._kernel_prior(name, k)[1] else 1.0 / units[name]
+            for name in units
+        }
 
     def _log_prior(self, data, k, logs):
         """Log density of the logarithms of a mode's kernel parameters."""
         total = jnp.zeros((), data.unit.dtype)
-        starts, units = self._start_values(data, k), self._units(data, k)
+        units = self._prior_units(data, k)
         for name, value in logs.items():
-            total = total + jnp.sum(
-                log_density(self._kernel_prior(name, k), name, value, starts[name], units[name])
-            )
+            distribution, _ = self._kernel_prior(name, k)
+            if distribution is not None:
+                density = distribution.log_prob(jnp.exp(value) / units[name]) + value
+                total = total + jnp.sum(density)
         return total
 
     # Sweeps
@@ -366,28 +391,39 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
     def _start(self, data, key):
         """Functions that vary slowly at random, around random constants."""
         dtype = data.unit.dtype
+
+        def normal(key, *shape):
+            # Single precision, so that the start is the same in every precision.
+            return jax.random.normal(key, shape, jnp.float32).astype(dtype)
+
         keys = jax.random.split(key, len(self.modes) + 1)
         modes = []
         for k, (mode, rank) in enumerate(zip(self.modes, self.rank_tuple, strict=True)):
             count = data.steps[k].shape[0]
             level_key, phase_key, speed_key = jax.random.split(keys[k], 3)
             if mode.categorical:
-                mean = jax.random.normal(level_key, (count, rank), dtype)
+                mean = normal(level_key, count, rank)
             else:
                 place = jnp.cumsum(data.steps[k].at[0].set(0.0))
-                speed = jax.random.normal(speed_key, (rank,), dtype)
-                phase = jax.random.uniform(phase_key, (rank,), dtype, 0.0, 2 * jnp.pi)
-                level = jax.random.normal(level_key, (rank,), dtype)
+                speed = normal(speed_key, rank)
+                phase = (
+                    2 * jnp.pi * jax.random.uniform(phase_key, (rank,), jnp.float32).astype(dtype)
+                )
+                level = normal(level_key, rank)
                 mean = level + jnp.cos(2 * jnp.pi * speed * place[:, None] + phase)
             second = mean[:, :, None] * mean[:, None, :] + 0.1 * jnp.eye(rank, dtype=dtype)
             modes.append(sweep.Moments(mean, second))
         core = None
         if self.core == "tucker":
-            mean = jax.random.normal(keys[-1], (math.prod(self.rank_tuple),), dtype)
-            core = sweep.Moments(mean, jnp.outer(mean, mean) + 0.1 * jnp.eye(len(mean), dtype=dtype))
+            mean = normal(keys[-1], math.prod(self.rank_tuple))
+            core = sweep.Moments(
+                mean, jnp.outer(mean, mean) + 0.1 * jnp.eye(len(mean), dtype=dtype)
+            )
         zero = jnp.zeros((), dtype)
-        precision = 1.0 / data.noise_variance if self.noise_variance is not None else zero + _START_PRECISION
-        messages = sweep.Messages(
+        precision = 1.0 / data.noise_variance
+        if self.noise_variance is None:
+            precision = zero + 1.0 / _START_NOISE
+        messages = sweep.FactorMessages(
             modes=tuple(modes),
             shifts=tuple(jnp.zeros_like(m.mean) for m in modes),
             precisions=tuple(jnp.zeros_like(m.second) for m in modes),
@@ -463,9 +499,11 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
             precision = concentration / rate
             likelihood = sweep.noise_bound(prior, concentration, rate, data.count, squares)
         else:
-            likelihood = 0.5 * data.count * jnp.log(precision / (2 * jnp.pi)) - 0.5 * precision * squares
+            likelihood = (
+                0.5 * data.count * jnp.log(precision / (2 * jnp.pi)) - 0.5 * precision * squares
+            )
         bound = likelihood - jnp.sum(divergences) - core_divergence - log_unit
-        messages = sweep.Messages(
+        messages = sweep.FactorMessages(
             tuple(modes),
             tuple(shifts),
             tuple(precisions),
@@ -536,7 +574,9 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
             return self.start_logs(data)
         return tuple(
             {
-                name: jnp.log(jnp.asarray(initial[f"{name}_{mode.name}"]) / self._units(data, k)[name])
+                name: jnp.log(
+                    jnp.asarray(initial[f"{name}_{mode.name}"]) / self._units(data, k)[name]
+                )
                 for name in self.parameter_names(mode)
             }
             for k, mode in enumerate(self.modes)
@@ -564,7 +604,11 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
 
     def em_finish(self, data, parameters):
         """The factorised posterior and the bound."""
-        return Factorised(parameters.messages, parameters.logs), parameters.messages.bound, self._explained(parameters.messages, data)
+        return (
+            Factorised(parameters.messages, parameters.logs),
+            parameters.messages.bound,
+            self._explained(parameters.messages, data),
+        )
 
     # Messages
 
@@ -590,7 +634,11 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
 
     def messages_finish(self, data, messages):
         """The factorised posterior and its bound."""
-        return Factorised(messages, self.start_logs(data)), messages.bound, self._explained(messages, data)
+        return (
+            Factorised(messages, self.start_logs(data)),
+            messages.bound,
+            self._explained(messages, data),
+        )
 
     @staticmethod
     def _explained(messages, data):
@@ -617,34 +665,208 @@ class FunctionalTucker(SupportsEM, SupportsMessages):
         """Noisy values given functions and core at the fit's points."""
         values = [sites[f"mode_{mode.name}"] for mode in self.modes]
         core = sites["core"].reshape(-1) if self.core == "tucker" else None
-        if inputs is not None:
-            raise NotImplementedError
+        key, *keys = jax.random.split(key, len(values) + 1)
         index = self.positions(data)
-        rows = [v[i] for v, i in zip(values, index, strict=True)]
-        clean = (
-            jnp.sum(math.prod(rows), axis=1) if core is None else sweep._products(rows) @ core
-        )
+        if inputs is not None:
+            logs = self._given_logs(data, sites)
+            known = pinned(values, logs, self, data)
+            index = inputs.index
+            values = [
+                statespace.sample(
+                    keys[k], *spread_messages(known, self, k, inputs.steps[k], inputs.known[k])
+                )
+                for k in range(len(values))
+            ]
+        clean = sweep.product_at(values, core, index)
         noise = data.noise_variance
         if self.noise_variance is None:
             noise = sites["noise_variance"] / data.unit**2
         noisy = clean + jnp.sqrt(noise) * jax.random.normal(key, clean.shape, clean.dtype)
         return data.center + data.unit * noisy
 
+    # Markov chain Monte Carlo
+
+    def check_mcmc(self, method):
+        """Sampling needs proper priors."""
+        if self.noise_variance is None and self.noise_prior is None:
+            raise ValueError("MCMC on FunctionalTucker needs a proper noise_prior, got None (flat)")
+        flat = [name for name, prior in self.kernel_priors.items() if prior is None]
+        if flat:
+            raise ValueError(f"MCMC on FunctionalTucker needs proper priors; {flat} are flat")
+
+    def _noise_unit(self, data):
+        return 1.0 if isinstance(self.noise_prior, priors.ScaledByData) else data.unit**2
+
+    def _functions_of(self, data, sites):
+        """Functions, logarithms of kernel parameters, core and noise of one draw."""
+        logs, values = [], []
+        for k, mode in enumerate(self.modes):
+            units = self._prior_units(data, k)
+            logs.append(
+                {name: jnp.log(sites[f"{name}_{mode.name}"] * unit) for name, unit in units.items()}
+            )
+            chain = self.chain(k, logs[k], data.steps[k])
+            jitter = _JITTER * jnp.diagonal(chain.initial, axis1=-2, axis2=-1)
+            jitter = jitter[:, :, None] * jnp.eye(chain.output.shape[1], dtype=jitter.dtype)
+            white = sites[f"white_{mode.name}"]
+            initial = jnp.einsum(
+                "rij,rj->ri", jnp.linalg.cholesky(chain.initial + jitter), white[0]
+            )
+            roots = jnp.linalg.cholesky(chain.noise + jitter)
+            innovations = jnp.einsum("nrij,nrj->nri", roots, white)
+            values.append(statespace.follow(chain, initial, innovations))
+        noise = data.noise_variance
+        if self.noise_variance is None:
+            noise = sites["noise_variance"] / self._noise_unit(data)
+        return tuple(values), tuple(logs), sites.get("core"), noise
+
+    def _white_shape(self, data, k):
+        steps, rank = data.steps[k], self.rank_tuple[k]
+        chain = jax.eval_shape(lambda: self.chain(k, self.start_logs(data)[k], steps))
+        return (*steps.shape, rank, chain.output.shape[1])
+
+    def numpyro_model(self, data):
+        """Whitened functions, kernel parameters, core and noise."""
+        sites = {}
+        for k, mode in enumerate(self.modes):
+            for name in self.parameter_names(mode):
+                site = f"{name}_{mode.name}"
+                distribution, _ = self._kernel_prior(name, k)
+                sites[site] = numpyro.sample(
+                    site, distribution.expand([self.rank_tuple[k]]).to_event(1)
+                )
+            shape = self._white_shape(data, k)
+            sites[f"white_{mode.name}"] = numpyro.sample(
+                f"white_{mode.name}", dist.Normal(0.0, 1.0).expand(shape).to_event(3)
+            )
+        if self.core == "tucker":
+            size = math.prod(self.rank_tuple)
+            sites["core"] = numpyro.sample("core", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+        if self.noise_variance is None:
+            sites["noise_variance"] = numpyro.sample(
+                "noise_variance", priors.distribution_of(self.noise_prior)
+            )
+        values, _, core, noise = self._functions_of(data, sites)
+        residual = self.observed(data) - sweep.product_at(values, core, self.positions(data))
+        log_likelihood = -0.5 * (
+            data.count * jnp.log(2 * jnp.pi * noise) + jnp.sum(residual**2) / noise
+        )
+        numpyro.factor("values", log_likelihood - data.count * jnp.log(data.unit))
+
+    def mcmc_init(self, data, key, initial):
+        """Start values of the kernels, random functions, noise of a tenth of the power."""
+        dtype = data.unit.dtype
+        keys = iter(jax.random.split(key, 3 * sum(len(m.values) + 2 for m in self.modes) + 2))
+        logs = self._given_logs(data, initial)
+        sites = {}
+        for k, mode in enumerate(self.modes):
+            units = self._prior_units(data, k)
+            for name, log_value in logs[k].items():
+                jitter = 0.1 * jax.random.normal(next(keys), log_value.shape, dtype)
+                sites[f"{name}_{mode.name}"] = jnp.exp(log_value + jitter) / units[name]
+            sites[f"white_{mode.name}"] = jax.random.normal(
+                next(keys), self._white_shape(data, k), dtype
+            )
+        if self.core == "tucker":
+            size = math.prod(self.rank_tuple)
+            sites["core"] = jax.random.normal(next(keys), (size,), dtype)
+        if self.noise_variance is None:
+            noise = jnp.asarray(_START_NOISE, dtype)
+            if initial is not None:
+                noise = jnp.asarray(initial["noise_variance"], dtype) / data.unit**2
+            sites["noise_variance"] = noise * self._noise_unit(data)
+        return sites
+
+    def mcmc_conditional(self, data, sites):
+        """Everything is sampled: one draw."""
+        return Given(*self._functions_of(data, sites))
+
+    # Simulation
+
     def sample_prior(self, key):
-        raise ValueError("prior not simulable yet")
+        """Draw parameters and values on the grid of all modes' ``points`` from the priors.
+
+        Parameters
+        ----------
+        key : int or JAX key
+
+        Returns
+        -------
+        parameters : dict of numpy arrays
+            By site.
+        data : tuple of numpy arrays
+            Indices (N, K) and values (N,), N the product of the numbers of points.
+
+        Raises
+        ------
+        ValueError
+            If a mode has no ``points``, or a prior, the offset or the scale depends on data.
+        """
+        without = [mode.name for mode in self.modes if mode.points is None]
+        if without:
+            raise ValueError(
+                f"priors of functions can be drawn at given points only: modes {without} have no "
+                "points"
+            )
+        if self.offset is None or self.scale is None:
+            raise ValueError(
+                "offset and scale depend on the data: nothing can be drawn from the prior; give "
+                "numbers"
+            )
+        for mode in self.modes:
+            if any(value is None for value in mode.values.values()):
+                raise ValueError(
+                    f"the prior of mode {mode.name!r} depends on the data's points: give a kernel"
+                )
+            if mode.points.dtype.kind not in "fiu":
+                raise ValueError(
+                    f"prior draws need numbers as points, mode {mode.name!r} has "
+                    f"{mode.points.dtype}"
+                )
+        for name, prior in self.kernel_priors.items():
+            if prior is None:
+                priors.simulable(f"kernel_priors[{name!r}]", prior)
+        if self.noise_variance is None:
+            priors.simulable("noise_prior", self.noise_prior)
+        points = [np.unique(np.asarray(mode.points, float)) for mode in self.modes]
+        grid = np.meshgrid(*points, indexing="ij")
+        indices = np.stack([axis.reshape(-1) for axis in grid], axis=1)
+        with double_precision():
+            key = as_key(key, "draws are random")
+            prepared = self.prepare((indices, np.zeros(len(indices))))
+            parameters, values = _simulate(prepared.model, prepared.data, key)
+        return to_host(parameters), (indices, np.asarray(values))
+
+    def simulate(self, data, key):
+        """Sites and values drawn from the priors at the points of ``data``; traced."""
+        keys = iter(jax.random.split(key, sum(len(m.values) + 3 for m in self.modes) + 3))
+        dtype = data.unit.dtype
+        sites = {}
+        for k, (mode, rank) in enumerate(zip(self.modes, self.rank_tuple, strict=True)):
+            units, own = self._prior_units(data, k), self._units(data, k)
+            logs = {}
+            for name in self.parameter_names(mode):
+                distribution, _ = self._kernel_prior(name, k)
+                drawn = distribution.sample(next(keys), (rank,)).astype(dtype) * units[name]
+                logs[name] = jnp.log(drawn)
+                sites[f"{name}_{mode.name}"] = drawn * own[name]
+            nothing = jnp.zeros((*data.steps[k].shape, rank), dtype)
+            sites[f"mode_{mode.name}"] = statespace.sample(
+                next(keys),
+                self.chain(k, logs, data.steps[k]),
+                nothing,
+                jnp.zeros((*nothing.shape, rank), dtype),
+            )
+        if self.core == "tucker":
+            sites["core"] = jax.random.normal(next(keys), self.rank_tuple, dtype)
+        if self.noise_variance is None:
+            sites["noise_variance"] = self.noise_prior.sample(next(keys)).astype(dtype)
+        return sites, self.sample_data(data, next(keys), sites, None)
 
 
-def log_density(prior, name, log_value, start, unit):
-    """Log density of the logarithm of a kernel parameter that is ``exp(log_value) unit``."""
-    if prior is None:
-        return jnp.zeros_like(log_value)
-    if prior == ():
-        if name.endswith("variance"):
-            return _VARIANCE_PRIOR.log_prob(jnp.exp(log_value)) + log_value
-        deviation = _PERIOD_DEVIATION if name.endswith("period") else _LENGTHSCALE_DEVIATION
-        return dist.Normal(jnp.log(start), deviation).log_prob(log_value)
-    scale = start if isinstance(prior, priors.ScaledByData) else 1.0 / unit
-    return priors.distribution_of(prior).log_prob(jnp.exp(log_value) / scale) + log_value
+@eqx.filter_jit
+def _simulate(model, data, key):
+    return model.simulate(data, key)
 
 
 def _is_none(leaf):
@@ -655,7 +877,9 @@ def _check_ranks(ranks, count, core):
     given = [ranks] * count if isinstance(ranks, (int, np.integer)) else list(ranks)
     if len(given) != count:
         raise ValueError(f"ranks must be one number or one a mode ({count}), got {ranks!r}")
-    wrong = [r for r in given if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or r < 1]
+    wrong = [
+        r for r in given if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or r < 1
+    ]
     if wrong:
         raise ValueError(f"ranks must be positive integers, got {ranks!r}")
     if core == "cp" and len(set(given)) > 1:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
+from bayeskit.storage import storable
 
 
 class Rows(NamedTuple):
@@ -38,6 +39,7 @@ class Rows(NamedTuple):
     weights: Any
 
 
+@storable
 class Moments(NamedTuple):
     """First and second moments of the functions of one mode, or of the core as a vector."""
 
@@ -45,7 +47,8 @@ class Moments(NamedTuple):
     second: Any
 
 
-class Messages(NamedTuple):
+@storable
+class FactorMessages(NamedTuple):
     """Factors of the approximation, and what each contributes to the bound.
 
     Attributes
@@ -206,6 +209,14 @@ def core_statistics(modes, rows):
     count = len(ranks)
     axes = [*(2 * k for k in range(count)), *(2 * k + 1 for k in range(count))]
     return shift, jnp.transpose(paired, axes).reshape(size, size)
+
+
+def product_at(values, core, index):
+    """Noiseless values at rows of positions, of known functions and core (none for CP)."""
+    rows = [value[at] for value, at in zip(values, index, strict=True)]
+    if core is None:
+        return jnp.sum(math.prod(rows[1:], start=rows[0]), axis=1)
+    return _products(rows) @ core
 
 
 def fitted(modes, core, index):
