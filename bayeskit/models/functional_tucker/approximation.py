@@ -299,7 +299,8 @@ class FunctionalTuckerPosterior(Posterior):
         if self._chains is not None:
             if points is not None:
                 raise TypeError("functions of chains are known at the points of the fit only")
-            draws = self.to_datatree(sites=[f"mode_{mode}"])["posterior"][f"mode_{mode}"].values
+            drawn = self.to_datatree(sites=[f"mode_{mode}"])["posterior"].dataset
+            draws = drawn[f"mode_{mode}"].values
             draws = aligned(draws.reshape(-1, *draws.shape[2:]), mixing=model.core == "tucker")
             return Prediction(draws.mean(axis=0), draws.var(axis=0), dims)
         known = self.labels.coords[mode]

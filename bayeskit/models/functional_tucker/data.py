@@ -212,11 +212,12 @@ def _items(data, count):
     """Data sets of a batch, one by one."""
     if isinstance(data, (tuple, list)) and len(data) == 2:
         indices, values = data[0], np.asarray(data[1])
-        columns = isinstance(indices, (tuple, list)) and len(indices) == count
-        indices = [np.asarray(c) for c in indices] if columns else np.asarray(indices)
-        if columns and all(c.shape == values.shape and c.ndim == 2 for c in indices):
-            return [([c[i] for c in indices], values[i]) for i in range(len(values))]
-        if not columns and indices.ndim == 3 and len(indices) == len(values) and values.ndim == 2:
+        if isinstance(indices, (tuple, list)) and len(indices) == count:
+            columns = [np.asarray(column) for column in indices]
+            if values.ndim == 2 and all(column.shape == values.shape for column in columns):
+                return [([column[i] for column in columns], values[i]) for i in range(len(values))]
+        indices = np.asarray(indices)
+        if indices.ndim == 3 and len(indices) == len(values) and values.ndim == 2:
             return list(zip(indices, values, strict=True))
     raise TypeError(
         f"a batch must be a pair (indices (batch, N, {count}), values (batch, N)), got "
@@ -307,7 +308,7 @@ def _observations(model, part, sizes, dtype):
 
 
 def _labels(model, parts, sizes, batch):
-    dims = {model.value: ("observation",)}
+    dims: dict[str, tuple[str, ...]] = {model.value: ("observation",)}
     coords = {}
     for mode, rank, points in zip(model.modes, model.rank_tuple, parts[0]["points"], strict=True):
         rank_dim = f"rank_{mode.name}" if model.core == "tucker" else "component"

@@ -591,7 +591,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
     def em_step(self, data, parameters, m_step, prune):
         """Kernel parameters and messages of every mode, then core and noise."""
         objective = self.em_objective(data, parameters)
-        return EMState(*self._sweep(data, *parameters)), objective
+        messages, logs, ascent = self._sweep(data, *parameters)
+        return EMState(messages, logs, ascent or ()), objective
 
     def em_monitored(self, data, parameters):
         """Fitted values and noise."""
@@ -847,7 +848,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             logs = {}
             for name in self.parameter_names(mode):
                 distribution, _ = self._kernel_prior(name, k)
-                drawn = distribution.sample(next(keys), (rank,)).astype(dtype) * units[name]
+                drawn = jnp.asarray(distribution.sample(next(keys), (rank,)), dtype) * units[name]
                 logs[name] = jnp.log(drawn)
                 sites[f"{name}_{mode.name}"] = drawn * own[name]
             nothing = jnp.zeros((*data.steps[k].shape, rank), dtype)
@@ -860,7 +861,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         if self.core == "tucker":
             sites["core"] = jax.random.normal(next(keys), self.rank_tuple, dtype)
         if self.noise_variance is None:
-            sites["noise_variance"] = self.noise_prior.sample(next(keys)).astype(dtype)
+            sites["noise_variance"] = jnp.asarray(self.noise_prior.sample(next(keys)), dtype)
         return sites, self.sample_data(data, next(keys), sites, None)
 
 

@@ -133,16 +133,7 @@ def design(modes, core, target):
     others = sorted((k for k in range(len(modes)) if k != target), key=lambda k: len(modes[k].mean))
     flat = [mode.second.reshape(len(mode.second), -1) for mode in modes]
     if core is None:
-
-        def of_rows(index):
-            mean = jnp.ones((len(index[target]), rank), modes[target].mean.dtype)
-            second = jnp.ones((len(index[target]), rank * rank), mean.dtype)
-            for k in others:
-                mean, second = mean * modes[k].mean[index[k]], second * flat[k][index[k]]
-            return mean, second.reshape(-1, rank, rank)
-
-        return of_rows
-
+        return _product_of_others(modes, flat, others, target)
     mean_core = jnp.transpose(core.mean.reshape(ranks), (*others, target))
     axes = [axis for k in (*others, target) for axis in (2 * k, 2 * k + 1)]
     second_core = jnp.transpose(_paired(core, ranks), axes)
@@ -165,6 +156,20 @@ def design(modes, core, target):
                 "na,nax->nx", flat[k][index[k]], second.reshape(count, ranks[k] ** 2, -1)
             )
         return mean, second.reshape(count, rank, rank)
+
+    return of_rows
+
+
+def _product_of_others(modes, flat, others, target):
+    """The design of a CP core."""
+    rank = modes[target].mean.shape[1]
+
+    def of_rows(index):
+        mean = jnp.ones((len(index[target]), rank), modes[target].mean.dtype)
+        second = jnp.ones((len(index[target]), rank * rank), mean.dtype)
+        for k in others:
+            mean, second = mean * modes[k].mean[index[k]], second * flat[k][index[k]]
+        return mean, second.reshape(-1, rank, rank)
 
     return of_rows
 
