@@ -29,8 +29,6 @@ class Observations(eqx.Module):
         only fill a batch up.
     spans : array (K,)
         What indices were divided by.
-    starts : array (K,)
-        Default lengthscale of every mode, divided by its span.
     sketch : tuple of int arrays (rows,)
         Positions of some rows.
     center, unit : scalars
@@ -44,7 +42,6 @@ class Observations(eqx.Module):
     rows: Rows
     steps: tuple
     spans: Any
-    starts: Any
     sketch: tuple
     center: Any
     unit: Any
@@ -101,7 +98,7 @@ def columns_of(model, data, with_values=True):
         indices, values = data, None
     if isinstance(indices, pd.DataFrame):
         columns, _ = columns_of(model, indices, with_values=False)
-    elif isinstance(indices, (tuple, list)) and len(indices) == len(names) and np.ndim(indices[0]):
+    elif isinstance(indices, tuple) and len(indices) == len(names) and np.ndim(indices[0]):
         columns = [np.asarray(column) for column in indices]
     else:
         array = np.asarray(indices)
@@ -212,10 +209,12 @@ def _items(data, count):
     """Data sets of a batch, one by one."""
     if isinstance(data, (tuple, list)) and len(data) == 2:
         indices, values = data[0], np.asarray(data[1])
-        if isinstance(indices, (tuple, list)) and len(indices) == count:
+        if isinstance(indices, tuple) and len(indices) == count:
             columns = [np.asarray(column) for column in indices]
             if values.ndim == 2 and all(column.shape == values.shape for column in columns):
-                return [([column[i] for column in columns], values[i]) for i in range(len(values))]
+                return [
+                    (tuple(column[i] for column in columns), values[i]) for i in range(len(values))
+                ]
         indices = np.asarray(indices)
         if indices.ndim == 3 and len(indices) == len(values) and values.ndim == 2:
             return list(zip(indices, values, strict=True))
@@ -298,7 +297,6 @@ def _observations(model, part, sizes, dtype):
         rows=rows,
         steps=tuple(steps),
         spans=jnp.asarray(spans, dtype),
-        starts=jnp.asarray([1 / np.sqrt(max(len(p) - 1, 1)) for p in part["points"]], dtype),
         sketch=tuple(jnp.asarray(index[chosen], jnp.int32) for index in part["index"]),
         center=jnp.asarray(center, dtype),
         unit=jnp.asarray(unit, dtype),

@@ -41,6 +41,7 @@ _STARTS = 4
 _TRIAL_SWEEPS = 10
 _START_NOISE = 0.25  # share of the values' power
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
+_START_LENGTHSCALE = 0.2  # of the range of a mode's points
 _JITTER = 1e-10
 _VARIANCE_PRIOR = dist.Gamma(0.5, 0.5)
 _OPTIMISER = optax.rprop(0.1, min_step_size=1e-6, max_step_size=1.0)
@@ -58,8 +59,8 @@ class Mode(eqx.Module):
         Prior of the functions: Matérn 1/2, 3/2, 5/2, truncated periodic, sums of these, truncated
         periodic times Matérn. Its parameters are where learning starts; lengthscale and period
         in the units of the index (days for datetimes), the variance relative to the product of
-        all modes. By default Matérn 3/2 with unit variance, and a lengthscale from the points:
-        their range over the square root of their number.
+        all modes. By default Matérn 3/2 with unit variance and a fifth of the range of the points
+        as lengthscale.
     categorical : bool
         Whether values of the index are names, each with a level of its own: the functions then
         are independent between categories, beside their constant.
@@ -260,10 +261,10 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
 
     @property
     def default_method(self):
-        """Expectation maximisation."""
+        """Expectation maximisation, with a smaller tolerance: kernel parameters move slowly."""
         from bayeskit.inference.ascent import EM
 
-        return EM()
+        return EM(tolerance=1e-4)
 
     @property
     def posterior_class(self):
@@ -316,7 +317,9 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
     def _start_values(self, data, k):
         units = self._units(data, k)
         values = {
-            name: data.starts[k] if value is None else value / units[name]
+            name: jnp.full_like(data.unit, _START_LENGTHSCALE)
+            if value is None
+            else value / units[name]
             for name, value in self.modes[k].values.items()
         }
         return {**values, "constant_variance": jnp.ones_like(data.unit)}

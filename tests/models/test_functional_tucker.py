@@ -1,0 +1,319 @@
+"""Functional Tucker decompositions: exact cases, planted truths, data in any form, bad input."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from gpjax.kernels import RBF, Matern32
+
+import bayeskit as bk
+from bayeskit.inference import EM, MCMC, MessagePassing
+from bayeskit.models import FunctionalTucker, Mode
+
+LENGTHSCALE, NOISE = 0.3, 0.05
+
+
+def matern32(one, other, lengthscale=LENGTHSCALE):
+    distance = np.sqrt(3) * np.abs(np.subtract.outer(one, other)) / lengthscale
+    return (1 + distance) * np.exp(-distance)
+
+
+@pytest.fixture(scope="module")
+def line():
+    """A function of one index, unsorted, with repeated points."""
+    generator = np.random.default_rng(0)
+    points = generator.uniform(size=25)
+    points[3] = points[7]
+    return points, np.sin(5 * points) + NOISE**0.5 * generator.normal(size=25)
+
+
+@pytest.fixture(scope="module")
+def line_posterior(line):
+    mode = Mode("x", kernel=Matern32(lengthscale=LENGTHSCALE))
+    model = FunctionalTucker(
+        [mode], ranks=1, core="cp", noise_variance=NOISE, offset=0.0, scale=1.0
+    )
+    return bk.infer(model, (line[0][:, None], line[1]), MessagePassing())
+
+
+def test_one_mode_is_gaussian_process_regression(line, line_posterior):
+    """Mean, variance and evidence by dense algebra, inside and outside of the data."""
+    points, values = line
+    new = np.array([-2.0, 0.1, points[3], 0.55, 3.0])
+    prior = matern32(points, points) + 1.0
+    gram = prior + NOISE * np.eye(len(points))
+    cross = matern32(new, points) + 1.0
+    mean = cross @ np.linalg.solve(gram, values)
+    variance = 2.0 - np.einsum("ij,ji->i", cross, np.linalg.solve(gram, cross.T))
+    evidence = -0.5 * (
+        values @ np.linalg.solve(gram, values) + np.linalg.slogdet(2 * np.pi * gram)[1]
+    )
+    found = line_posterior.predict(new[:, None])
+    # Kernels of gpjax hold their parameters in single precision outside its own 64-bit mode.
+    np.testing.assert_allclose(found.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(found.variance, variance, atol=1e-6)
+    np.testing.assert_allclose(line_posterior.log_evidence, evidence, rtol=1e-6)
+    noisy = line_posterior.predict(new[:, None], include_noise=True)
+    np.testing.assert_allclose(noisy.variance - found.variance, NOISE, rtol=1e-9)
+
+
+def test_leave_one_out_equals_refits_where_the_model_is_gaussian(line, line_posterior):
+    points, values = line
+    gram = matern32(points, points) + 1.0 + NOISE * np.eye(len(points))
+    inverse = np.linalg.inv(gram)
+    variance = 1 / np.diag(inverse)
+    mean = values - inverse @ values * variance
+    expected = -0.5 * (np.log(2 * np.pi * variance) + (values - mean) ** 2 / variance)
+    np.testing.assert_allclose(line_posterior.loo().elpd_i.values, expected, atol=1e-5)
+
+
+def test_simulated_predictions_have_the_predictive_moments(line_posterior):
+    new = np.array([[0.2], [0.21], [1.5]])
+    tree = line_posterior.to_datatree(num_draws=4000, key=0, predictions=new)
+    draws = tree["predictions"]["value"].values[0]
+    expected = line_posterior.predict(new, include_noise=True)
+    deviation = np.sqrt(expected.variance)
+    assert np.all(np.abs(draws.mean(0) - expected.mean) < 5 * deviation / np.sqrt(4000))
+    np.testing.assert_allclose(draws.var(0), expected.variance, rtol=5 * np.sqrt(2 / 4000))
+    # Near points move together.
+    assert np.corrcoef(draws[:, 0], draws[:, 1])[0, 1] < 1
+    clean = matern32([0.2], [0.21])[0, 0]
+    assert clean > 0.99
+
+
+def planted(seed, ranks=(2, 3, 2), rows=1500, noise=0.05):
+    """Smooth functions and a core without symmetry; values of unit power, and their noise."""
+    generator = np.random.default_rng(seed)
+    places = generator.uniform(size=(rows, len(ranks)))
+    core = generator.normal(size=ranks)
+    functions = []
+    for k, rank in enumerate(ranks):
+        speed, phase = generator.uniform(1, 6, rank), generator.uniform(0, 6, rank)
+        functions.append(np.cos(places[:, k, None] * speed + phase))
+    clean = np.einsum("abc,na,nb,nc->n", core, *functions)
+    unit = clean.std()
+    return places, clean / unit, clean / unit + noise * generator.normal(size=rows)
+
+
+@pytest.fixture(scope="module")
+def planted_posterior():
+    places, clean, noisy = planted(0)
+    # Without an offset, which would add a component to what was planted.
+    model = FunctionalTucker(["a", "b", "c"], ranks=(2, 3, 2), offset=0.0)
+    train = np.arange(len(clean)) < 1200
+    posterior = bk.infer(model, (places[train], noisy[train]), EM(tolerance=1e-4))
+    return posterior, places[~train], clean[~train], noisy[~train]
+
+
+def test_planted_core_is_recovered_with_calibrated_intervals(planted_posterior):
+    """Held out: the error is below the noise, and the intervals cover the truth."""
+    posterior, places, clean, noisy = planted_posterior
+    prediction = posterior.predict(places)
+    error = prediction.mean - clean
+    assert np.sqrt(np.mean(error**2)) < 0.025  # 0.0126 to 0.0167 with four seeds
+    z2 = np.mean(error**2 / prediction.variance)
+    assert 0.3 < z2 < 2.0  # 0.6 to 0.9 with four seeds
+    noise = np.sqrt(posterior.mean["noise_variance"])
+    np.testing.assert_allclose(noise, 0.05, rtol=0.1)
+    predictive = posterior.predict(places, include_noise=True)
+    inside = np.abs(noisy - predictive.mean) < 1.96 * np.sqrt(predictive.variance)
+    # Binomial with 300 trials: 0.95 within four standard errors.
+    assert abs(inside.mean() - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 300)
+    assert posterior.effective_ranks["a"] == 2
+    assert posterior.effective_ranks["b"] <= 3
+
+
+def test_functions_are_aligned_whatever_the_start(planted_posterior):
+    """Principal axes of the mean functions: orthogonal, ordered, with positive mean."""
+    posterior, *_ = planted_posterior
+    found = posterior.mode_function("b")
+    gram = found.mean.T @ found.mean
+    np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-8 * gram.max())
+    assert np.all(np.diff(np.diag(gram)) <= 0)
+    assert np.all(found.mean.sum(axis=0) >= 0)
+    at = posterior.labels.coords["b"][[4, 100]]
+    elsewhere = posterior.mode_function("b", at)
+    np.testing.assert_allclose(elsewhere.mean, found.mean[[4, 100]], atol=1e-8)
+    np.testing.assert_allclose(elsewhere.variance, found.variance[[4, 100]], atol=1e-8)
+    with pytest.raises(ValueError, match=r"mode must be one of \['a', 'b', 'c'\], got 'd'"):
+        posterior.mode_function("d")
+
+
+def test_unneeded_components_vanish_and_unneeded_modes_become_constant():
+    generator = np.random.default_rng(1)
+    places = generator.uniform(size=(400, 2))
+    values = np.sin(5 * places[:, 0]) + 0.05 * generator.normal(size=400)
+    model = FunctionalTucker(["used", "unused"], ranks=2, core="cp")
+    posterior = bk.infer(model, (places, values), EM(max_iterations=150, tolerance=1e-4))
+    grid = np.stack([np.full(20, 0.4), np.linspace(0, 1, 20)], axis=1)
+    assert np.ptp(posterior.predict(grid).mean) < 0.03
+    error = posterior.predict(places).mean - np.sin(5 * places[:, 0])
+    assert (
+        np.sqrt(np.mean(error**2)) < 0.02
+    )  # 0.05 × sqrt(about 15 degrees of freedom / 400) = 0.01
+
+
+FRAME = pd.DataFrame(
+    {
+        "day": pd.to_datetime("2020-01-01") + pd.to_timedelta(np.tile([3, 1, 2, 5], 3), "D"),
+        "station": np.repeat(["north", "south", "west"], 4),
+        "value": np.sin(np.arange(12.0)),
+    }
+)
+
+
+def table_model():
+    return FunctionalTucker(
+        [Mode("day", kernel=Matern32(lengthscale=2.0)), Mode("station", categorical=True)],
+        ranks=1,
+        core="cp",
+    )
+
+
+def fit_quietly(model, data, method=None, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bk.BayeskitWarning)
+        return bk.infer(model, data, method or MessagePassing(max_iterations=30), **options)
+
+
+def test_tables_arrays_and_row_order_give_the_same():
+    frame = fit_quietly(table_model(), FRAME)
+    shuffled = fit_quietly(table_model(), FRAME.sample(frac=1, random_state=0))
+    array = FRAME.set_index(["day", "station"])["value"].to_xarray()
+    from_array = fit_quietly(table_model(), array)
+    pair = fit_quietly(
+        table_model(), ((FRAME["day"].to_numpy(), FRAME["station"].to_numpy()), FRAME["value"])
+    )
+    for other in (shuffled, from_array, pair):
+        np.testing.assert_allclose(other.log_evidence, frame.log_evidence, rtol=1e-8)
+    new = pd.DataFrame({"station": ["north", "east"], "day": pd.to_datetime(["2020-01-04"] * 2)})
+    known, unseen = frame.predict(new).variance
+    assert unseen > known
+    tree = frame.to_datatree(sites=())
+    assert list(tree["moments"].coords["station"].values) == ["north", "south", "west"]
+    assert tree["moments"].coords["day"].dtype.kind == "M"
+    assert "day" in repr(frame.model)
+
+
+def test_missing_entries_of_an_array_are_left_out():
+    array = FRAME.set_index(["day", "station"])["value"].to_xarray()
+    holes = array.where(array > -0.9)
+    posterior = fit_quietly(table_model(), holes)
+    assert posterior.to_datatree(sites=())["observed_data"].sizes["observation"] == int(
+        (array > -0.9).sum()
+    )
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e8])
+def test_units_of_values_and_indices_do_not_matter(factor):
+    places, _, noisy = planted(2, rows=120)
+    model = FunctionalTucker(["a", "b", "c"], ranks=1)
+    one = fit_quietly(model, (places, noisy))
+    other = fit_quietly(model, (places * factor, noisy * factor))
+    expected = one.predict(places[:5] + 0.01)
+    found = other.predict((places[:5] + 0.01) * factor)
+    np.testing.assert_allclose(found.mean, factor * expected.mean, rtol=1e-5)
+    np.testing.assert_allclose(found.variance, factor**2 * expected.variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda places, values: (np.ones_like(places), values),  # one point a mode
+        lambda places, values: (places[:2], values[:2]),
+        lambda places, values: (places, np.full_like(values, 3.0)),
+        lambda places, values: (np.round(places * 3).astype(int), values),
+        lambda places, values: (np.repeat(places[:20], 3, axis=0), values[:60]),
+        lambda places, values: (np.concatenate([places, places[:1] + 1e6]), np.append(values, 0.0)),
+    ],
+    ids=["one point", "two rows", "constant", "integers", "repeats", "a far point"],
+)
+def test_odd_but_valid_data_give_finite_answers(make):
+    places, _, noisy = planted(3, rows=60)
+    data = make(places, noisy)
+    model = FunctionalTucker(["a", "b", "c"], ranks=2)
+    posterior = fit_quietly(model, data, EM(max_iterations=20))
+    for predicted in (posterior.predict(), posterior.predict([[-9.0, 0.5, 9.0]])):
+        assert np.all(np.isfinite(predicted.mean))
+        assert np.all(predicted.variance >= 0)
+
+
+PLACES, VALUES = np.random.default_rng(0).uniform(size=(6, 2)), np.arange(6.0)
+
+
+def changed(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "text"),
+    [
+        ((PLACES, changed(VALUES, 2, np.nan)), ValueError, r"values has 1 .* \(2,\)"),
+        ((PLACES, changed(VALUES, 2, np.inf)), ValueError, r"values has 1 .* \(2,\)"),
+        ((changed(PLACES, (3, 0), np.nan), VALUES), ValueError, r"'x' has 1 missing .* \(3,\)"),
+        ((changed(PLACES, (3, 1), np.inf), VALUES), ValueError, r"'z' has 1 .* \(3,\)"),
+        ((PLACES[:, :1], VALUES), ValueError, r"\(N, 2\)"),
+        ((PLACES, VALUES[:5]), ValueError, r"\(6,\), values \(5,\)"),
+        ((PLACES, VALUES[:, None]), ValueError, r"values must have the shape \(N,\)"),
+        ((PLACES[:0], VALUES[:0]), ValueError, "empty"),
+        ((PLACES, VALUES + 1j), TypeError, "real numbers"),
+        (pd.DataFrame({"x": VALUES, "value": VALUES}), ValueError, r"no column \['z'\]"),
+        (xr.DataArray(PLACES, dims=("x", "y")), ValueError, "dims"),
+        (VALUES, TypeError, "pair"),
+        (((np.array(["a"] * 6), VALUES), VALUES), TypeError, "categorical=True"),
+    ],
+)
+def test_bad_data_are_refused_by_name(data, kind, text):
+    with pytest.raises(kind, match=text):
+        bk.infer(FunctionalTucker(["x", "z"], ranks=1), data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"modes": "x", "ranks": 1}, TypeError, "sequence"),
+        ({"modes": [], "ranks": 1}, TypeError, "sequence"),
+        ({"modes": ["x", "x"], "ranks": 1}, ValueError, "different names"),
+        ({"modes": ["x", "z"], "ranks": 0}, ValueError, "positive integers"),
+        ({"modes": ["x", "z"], "ranks": (1, 2, 3)}, ValueError, "one a mode"),
+        ({"modes": ["x", "z"], "ranks": (1, 2), "core": "cp"}, ValueError, "equal ranks"),
+        ({"modes": ["x", "z"], "ranks": 1, "core": "tree"}, ValueError, "'tucker' or 'cp'"),
+        ({"modes": ["x", "value"], "ranks": 1}, ValueError, "other than the modes'"),
+        ({"modes": ["x"], "ranks": 1, "noise_variance": -1.0}, ValueError, "positive"),
+        ({"modes": ["x"], "ranks": 1, "kernel_priors": {"length": None}}, ValueError, "length"),
+    ],
+)
+def test_bad_models_are_refused_by_name(arguments, kind, text):
+    with pytest.raises(kind, match=text):
+        FunctionalTucker(**arguments)
+
+
+def test_bad_modes_are_refused_by_name():
+    with pytest.raises(TypeError, match="RBF"):
+        Mode("x", kernel=RBF())
+    with pytest.raises(ValueError, match="lengthscale"):
+        Mode("x", kernel=Matern32(lengthscale=-1.0))
+    with pytest.raises(ValueError, match="categorical and has a kernel"):
+        Mode("x", kernel=Matern32(), categorical=True)
+
+
+def test_predictions_at_wrong_places_are_refused(line_posterior):
+    with pytest.raises(ValueError, match=r"\(N, 1\)"):
+        line_posterior.predict([[0.0, 1.0]])
+    with pytest.raises(ValueError, match=r"'x' has 1 missing"):
+        line_posterior.predict([[np.nan]])
+    assert line_posterior.predict(np.zeros((0, 1))).mean.shape == (0,)
+
+
+def test_methods_refuse_what_they_cannot_do():
+    data = (PLACES, VALUES)
+    with pytest.raises(ValueError, match="prune"):
+        bk.infer(FunctionalTucker(["x", "z"], ranks=1), data, EM(prune=0.1))
+    with pytest.raises(ValueError, match="noise_prior"):
+        bk.infer(FunctionalTucker(["x", "z"], ranks=1, noise_prior=None), data, MCMC(), key=0)
+    with pytest.raises(ValueError, match="points"):
+        FunctionalTucker(["x", "z"], ranks=1).sample_prior(0)
