@@ -11,6 +11,13 @@ _MODELS = {
   year    = {2024},
   note    = {arXiv:2307.14719},
 }""",
+    "FunctionalTucker": """@inproceedings{fang2024functional,
+  author    = {Fang, Shikai and Yu, Xin and Wang, Zheng and Li, Shibo and Kirby, Mike and Zhe,
+               Shandian},
+  title     = {Functional {B}ayesian {T}ucker Decomposition for Continuous-indexed Tensor Data},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+}""",
 }
 _METHODS = {
     "MCMC": """@article{hoffman2014nuts,
