@@ -100,8 +100,7 @@ def planted(seed, ranks=(2, 3, 2), rows=1500, noise=0.05):
 @pytest.fixture(scope="module")
 def planted_posterior():
     places, clean, noisy = planted(0)
-    # Without an offset, which would add a component to what was planted.
-    model = FunctionalTucker(["a", "b", "c"], ranks=(2, 3, 2), offset=0.0)
+    model = FunctionalTucker(["a", "b", "c"], ranks=(2, 3, 2))
     train = np.arange(len(clean)) < 1200
     posterior = bk.infer(model, (places[train], noisy[train]), EM(tolerance=1e-4))
     return posterior, places[~train], clean[~train], noisy[~train]

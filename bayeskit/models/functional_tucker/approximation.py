@@ -106,6 +106,10 @@ class Factorised(AbstractApproximation):
         if self.messages.core is not None:
             mean["core"] = self.messages.core.mean.reshape(model.rank_tuple)
             variance["core"] = _variances(self.messages.core).reshape(model.rank_tuple)
+        if model.offset is None:
+            offset = self.messages.offset
+            mean["offset"] = data.center + data.unit * offset.mean
+            variance["offset"] = data.unit**2 * _variances(offset)
         if model.noise_variance is None:
             a, b = self.messages.noise_concentration, self.messages.noise_rate
             unit = data.unit**2
@@ -115,7 +119,7 @@ class Factorised(AbstractApproximation):
         return {**mean, **fixed}, {**variance, **jax.tree.map(jnp.zeros_like, fixed)}
 
     def sample(self, key, model, data):
-        keys = jax.random.split(key, len(model.modes) + 2)
+        keys = jax.random.split(key, len(model.modes) + 3)
         draw = {}
         for k, mode in enumerate(model.modes):
             draw[f"mode_{mode.name}"] = statespace.sample(
@@ -130,8 +134,13 @@ class Factorised(AbstractApproximation):
             factor = jnp.linalg.cholesky(
                 covariance + 1e-14 * jnp.trace(core.second) * jnp.eye(len(core.mean))
             ).astype(core.mean.dtype)
-            noise = jax.random.normal(keys[-2], core.mean.shape, core.mean.dtype)
+            noise = jax.random.normal(keys[-3], core.mean.shape, core.mean.dtype)
             draw["core"] = (core.mean + factor @ noise).reshape(model.rank_tuple)
+        if model.offset is None:
+            offset = self.messages.offset
+            noise = jax.random.normal(keys[-2], (), offset.mean.dtype)
+            moved = offset.mean + jnp.sqrt(_variances(offset)) * noise
+            draw["offset"] = data.center + data.unit * moved
         if model.noise_variance is None:
             a, b = self.messages.noise_concentration, self.messages.noise_rate
             draw["noise_variance"] = data.unit**2 * b / jax.random.gamma(keys[-1], a, dtype=b.dtype)
@@ -139,6 +148,10 @@ class Factorised(AbstractApproximation):
 
     def plugged_in(self, model, data):
         return model.reported(self.logs, data)
+
+    def _with_offset(self, mean, variance):
+        offset = self.messages.offset
+        return mean + offset.mean, variance + _variances(offset)
 
     def _noise(self, data):
         return data.unit**2 / self.messages.precision
@@ -148,12 +161,14 @@ class Factorised(AbstractApproximation):
             modes, index = self.messages.modes, model.positions(data)
         else:
             modes, index = moments_at(self.functions(), model, inputs), inputs.index
-        mean, variance = predicted(modes, self.messages.core, index)
+        mean, variance = self._with_offset(*predicted(modes, self.messages.core, index))
         mean, variance = data.center + data.unit * mean, data.unit**2 * variance
         return mean, variance + self._noise(data) if include_noise else variance
 
     def log_predictive(self, model, data):
-        mean, variance = predicted(self.messages.modes, self.messages.core, model.positions(data))
+        mean, variance = self._with_offset(
+            *predicted(self.messages.modes, self.messages.core, model.positions(data))
+        )
         values = model.observed(data)
         noise = 1.0 / self.messages.precision
         log_unit = jnp.log(data.unit)
@@ -166,6 +181,7 @@ class Factorised(AbstractApproximation):
 
 
 def _variances(moments):
+    """Variances of functions, of a core, or of a scalar."""
     if moments.second.ndim == moments.mean.ndim:
         return jnp.maximum(moments.second - moments.mean**2, 0.0)
     squares = jnp.diagonal(moments.second, axis1=-2, axis2=-1)
@@ -198,13 +214,14 @@ class Given(AbstractApproximation):
         Functions at the fit's points.
     logs : tuple of dicts
     core : array (R_1 ⋯ R_K,) or None
-    noise_variance : scalar
+    offset, noise_variance : scalars
         Of the standardised values.
     """
 
     values: tuple
     logs: tuple
     core: Any
+    offset: Any
     noise_variance: Any
 
     def _core(self):
@@ -226,6 +243,8 @@ class Given(AbstractApproximation):
         sites = {f"mode_{mode.name}": v for mode, v in zip(model.modes, self.values, strict=True)}
         if self.core is not None:
             sites["core"] = self.core.reshape(model.rank_tuple)
+        if model.offset is None:
+            sites["offset"] = data.center + data.unit * self.offset
         if model.noise_variance is None:
             sites["noise_variance"] = data.unit**2 * self.noise_variance
         return {**sites, **model.reported(self.logs, data)}
@@ -238,10 +257,11 @@ class Given(AbstractApproximation):
             index = inputs.index
         mean, variance = predicted(modes, self._core(), index)
         variance = variance + self.noise_variance if include_noise else variance
-        return data.center + data.unit * mean, data.unit**2 * variance
+        return data.center + data.unit * (self.offset + mean), data.unit**2 * variance
 
     def log_predictive(self, model, data):
         mean, _ = predicted(self._modes(), self._core(), model.positions(data))
+        mean = self.offset + mean
         density = _log_normal(model.observed(data), mean, self.noise_variance) - jnp.log(data.unit)
         return density, density
 

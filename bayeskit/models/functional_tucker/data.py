@@ -318,8 +318,9 @@ def _labels(model, parts, sizes, batch):
             dims[f"{name}_{mode.name}"] = (rank_dim,)
     if model.core == "tucker":
         dims["core"] = tuple(f"rank_{mode.name}" for mode in model.modes)
-    if model.noise_variance is None:
-        dims["noise_variance"] = ()
+    for name in ("offset", "noise_variance"):
+        if getattr(model, name) is None:
+            dims[name] = ()
     return Labels(dims, coords, model.value)
 
 

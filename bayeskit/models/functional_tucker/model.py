@@ -1,7 +1,7 @@
 r"""Functional Bayesian Tucker decomposition.
 
 .. math::
-    y_n = \sum_{r_1 \dots r_K} W_{r_1 \dots r_K} \prod_k f^k_{r_k}(x_{nk}) + \epsilon_n, \quad
+    y_n = b + \sum_{r_1 \dots r_K} W_{r_1 \dots r_K} \prod_k f^k_{r_k}(x_{nk}) + \epsilon_n, \quad
     f^k_r = c^k_r + g^k_r, \quad c^k_r \sim N(0, v^k_r), \quad g^k_r \sim GP(0, \kappa^k_r), \quad
     W \sim N(0, I), \quad \epsilon_n \sim N(0, \sigma^2)
 
@@ -138,9 +138,13 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         Name of the observed quantity, and of its column in a table; ``"value"`` by default.
     noise_variance : float, optional
         Known variance of the noise in squared units of the values; learned if ``None``.
-    offset, scale : float, optional
-        What the values are standardised by; their mean and standard deviation if ``None``. With
-        numbers here, a proper noise prior and ``points`` for every mode, data can be simulated.
+    offset : float, optional
+        Known number that is added to the product; learned if ``None``, with a normal prior of the
+        values' mean and standard deviation.
+    scale : float, optional
+        What the values are divided by, so that variances of kernels and core are relative to it;
+        their standard deviation if ``None``. With numbers here and in ``offset``, a proper noise
+        prior and ``points`` for every mode, data can be simulated.
     kernel_priors : mapping, optional
         Priors of kernel parameters: by name (``"lengthscale"``, ``"variance"``, ``"period"``,
         ``"constant_variance"``) or by name and mode (``"lengthscale_time"``); NumPyro
@@ -161,7 +165,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
     -----
     Data for :func:`bayeskit.infer`: a pair ``(indices (N, K), values (N,))``, a DataFrame with
     the modes' columns and one of the values, or a DataArray with the modes as dims, whose NaN
-    are missing. Sites: ``mode_<name>`` (points, R_k), ``core``, ``noise_variance``, and
+    are missing. Sites: ``mode_<name>`` (points, R_k), ``core``, ``offset``, ``noise_variance``, and
     ``<parameter>_<name>`` (R_k,) for every kernel parameter and the variance of the constants.
 
     A sweep costs O(N K R²) for CP and O(N R^(2K-2)) for Tucker, in blocks of rows, and O(n_k R³)
@@ -286,7 +290,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             (
                 None,
                 None if self.noise_variance is None else 0.0,
-                None,
+                None if self.offset is None else 0.0,
                 None,
                 tuple(
                     eqx.tree_at(lambda m: m.points, mode, None, is_leaf=_is_none)
@@ -432,6 +436,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             precisions=tuple(jnp.zeros_like(m.second) for m in modes),
             divergences=jnp.zeros(len(modes), dtype),
             core=core,
+            offset=sweep.Moments(zero, zero),
             noise_concentration=zero + 1.0,
             noise_rate=1.0 / precision,
             precision=precision,
@@ -465,11 +470,11 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         )
         divergences, logs = messages.divergences, list(logs)
         ascent = None if ascent is None else list(ascent)
-        squares = jnp.zeros_like(data.unit)
+        offset = messages.offset
         for k in sweep.order_of(modes):
-            shift, precision = sweep.merged_messages(modes, messages.core, data.rows, k)
-            squares = (shift, precision)
-            shift, precision = messages.precision * shift, messages.precision * precision
+            sums = sweep.merged_messages(modes, messages.core, data.rows, k)
+            shift = messages.precision * (sums[0] - offset.mean * sums[1])
+            precision = messages.precision * sums[2]
             if ascent is None:
                 chain = self.chain(k, logs[k], data.steps[k])
                 smoothed = statespace.smooth(chain, shift, precision)
@@ -480,18 +485,28 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             modes[k] = sweep.Moments(smoothed.mean, smoothed.second)
             shifts[k], precisions[k] = shift, precision
             divergences = divergences.at[k].set(sweep.divergence(smoothed, shift, precision))
-        total = jnp.sum(data.rows.weights * data.rows.values**2)
         core, core_divergence = messages.core, jnp.zeros_like(data.unit)
         if core is None:
-            linear = jnp.sum(squares[0] * modes[k].mean)
-            quadratic = jnp.sum(squares[1] * modes[k].second)
+            weighting = modes[k]
         else:
-            shift, information = sweep.core_statistics(modes, data.rows)
+            sums = sweep.core_statistics(modes, data.rows)
             core, core_divergence = sweep.core_update(
-                messages.precision * shift, messages.precision * information
+                messages.precision * (sums[0] - offset.mean * sums[1]),
+                messages.precision * sums[2],
             )
-            linear, quadratic = shift @ core.mean, jnp.sum(information * core.second)
-        squares = jnp.maximum(total - 2 * linear + quadratic, 0.0)
+            weighting = core
+        # Sums over the observations of y f, f and f².
+        linear, plain = jnp.sum(sums[0] * weighting.mean), jnp.sum(sums[1] * weighting.mean)
+        quadratic = jnp.sum(sums[2] * weighting.second)
+        weighted = data.rows.weights * data.rows.values
+        offset_divergence = jnp.zeros_like(data.unit)
+        if self.offset is None:
+            offset, offset_divergence = sweep.offset_update(
+                messages.precision * (jnp.sum(weighted) - plain), messages.precision * data.count
+            )
+        total = jnp.sum(weighted * data.rows.values) - 2 * offset.mean * jnp.sum(weighted)
+        squares = total + data.count * offset.second - 2 * (linear - offset.mean * plain)
+        squares = jnp.maximum(squares + quadratic, 0.0)
         concentration, rate = messages.noise_concentration, messages.noise_rate
         precision = messages.precision
         log_unit = data.count * jnp.log(data.unit)
@@ -505,18 +520,19 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             likelihood = (
                 0.5 * data.count * jnp.log(precision / (2 * jnp.pi)) - 0.5 * precision * squares
             )
-        bound = likelihood - jnp.sum(divergences) - core_divergence - log_unit
+        bound = likelihood - jnp.sum(divergences) - core_divergence - offset_divergence - log_unit
         messages = sweep.FactorMessages(
             tuple(modes),
             tuple(shifts),
             tuple(precisions),
             divergences,
             core,
+            offset,
             concentration,
             rate,
             precision,
             bound,
-            sweep.fitted(modes, core, data.sketch)[0],
+            offset.mean + sweep.fitted(modes, core, data.sketch)[0],
         )
         return messages, tuple(logs), None if ascent is None else tuple(ascent)
 
@@ -682,6 +698,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
                 for k in range(len(values))
             ]
         clean = sweep.product_at(values, core, index)
+        if self.offset is None:
+            clean = clean + (sites["offset"] - data.center) / data.unit
         noise = data.noise_variance
         if self.noise_variance is None:
             noise = sites["noise_variance"] / data.unit**2
@@ -702,7 +720,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         return 1.0 if isinstance(self.noise_prior, priors.ScaledByData) else data.unit**2
 
     def _functions_of(self, data, sites):
-        """Functions, logarithms of kernel parameters, core and noise of one draw."""
+        """Functions, logarithms of kernel parameters, core, offset and noise of one draw."""
         logs, values = [], []
         for k, mode in enumerate(self.modes):
             units = self._prior_units(data, k)
@@ -722,7 +740,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         noise = data.noise_variance
         if self.noise_variance is None:
             noise = sites["noise_variance"] / self._noise_unit(data)
-        return tuple(values), tuple(logs), sites.get("core"), noise
+        offset = sites.get("offset", jnp.zeros_like(data.unit))
+        return tuple(values), tuple(logs), sites.get("core"), offset, noise
 
     def _white_shape(self, data, k):
         steps, rank = data.steps[k], self.rank_tuple[k]
@@ -746,12 +765,15 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         if self.core == "tucker":
             size = math.prod(self.rank_tuple)
             sites["core"] = numpyro.sample("core", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+        if self.offset is None:
+            sites["offset"] = numpyro.sample("offset", dist.Normal(0.0, 1.0))
         if self.noise_variance is None:
             sites["noise_variance"] = numpyro.sample(
                 "noise_variance", priors.distribution_of(self.noise_prior)
             )
-        values, _, core, noise = self._functions_of(data, sites)
-        residual = self.observed(data) - sweep.product_at(values, core, self.positions(data))
+        values, _, core, offset, noise = self._functions_of(data, sites)
+        fitted = offset + sweep.product_at(values, core, self.positions(data))
+        residual = self.observed(data) - fitted
         log_likelihood = -0.5 * (
             data.count * jnp.log(2 * jnp.pi * noise) + jnp.sum(residual**2) / noise
         )
@@ -774,6 +796,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         if self.core == "tucker":
             size = math.prod(self.rank_tuple)
             sites["core"] = jax.random.normal(next(keys), (size,), dtype)
+        if self.offset is None:
+            sites["offset"] = 0.1 * jax.random.normal(next(keys), (), dtype)
         if self.noise_variance is None:
             noise = jnp.asarray(_START_NOISE, dtype)
             if initial is not None:

@@ -60,6 +60,8 @@ class FactorMessages(NamedTuple):
         Kullback–Leibler divergences of the functions from their prior.
     core : Moments or None
         (R_1 ⋯ R_K,) and its square; none for CP, whose core is fixed.
+    offset : Moments
+        Scalars; zeros where the offset is known.
     noise_concentration, noise_rate : scalars
         Inverse-gamma factor of the noise variance, where that is learned.
     precision : scalar
@@ -74,6 +76,7 @@ class FactorMessages(NamedTuple):
     precisions: tuple
     divergences: Any
     core: Any
+    offset: Any
     noise_concentration: Any
     noise_rate: Any
     precision: Any
@@ -175,7 +178,10 @@ def _product_of_others(modes, flat, others, target):
 
 
 def merged_messages(modes, core, rows, target):
-    """Sums over the observations at every point of a mode: ``Σ y E a`` and ``Σ E a aᵀ``."""
+    """Sums over the observations at every point of a mode.
+
+    ``Σ y E a``, ``Σ E a`` and ``Σ E a aᵀ``, where ``a`` multiplies the functions of the mode.
+    """
     points, rank = modes[target].mean.shape
     of_rows = design(modes, core, target)
 
@@ -184,6 +190,7 @@ def merged_messages(modes, core, rows, target):
         packed = jnp.concatenate(
             [
                 (rows.weights * rows.values)[:, None] * mean,
+                rows.weights[:, None] * mean,
                 rows.weights[:, None] * second.reshape(-1, rank * rank),
             ],
             axis=1,
@@ -191,11 +198,15 @@ def merged_messages(modes, core, rows, target):
         return jax.ops.segment_sum(packed, rows.index[target], num_segments=points)
 
     packed = _sum_over_blocks(block, rows)
-    return packed[:, :rank], packed[:, rank:].reshape(points, rank, rank)
+    return (
+        packed[:, :rank],
+        packed[:, rank : 2 * rank],
+        packed[:, 2 * rank :].reshape(points, rank, rank),
+    )
 
 
 def core_statistics(modes, rows):
-    """``Σ y E z`` and ``Σ E z zᵀ`` over the observations, z the Kronecker product of functions."""
+    """``Σ y E z``, ``Σ E z`` and ``Σ E z zᵀ``, z the Kronecker product of the functions."""
     ranks = [mode.mean.shape[1] for mode in modes]
     size = math.prod(ranks)
 
@@ -207,13 +218,15 @@ def core_statistics(modes, rows):
         ]
         weighted = rows.weights[:, None] * seconds[-1]
         left = _products(seconds[:-1]) if len(modes) > 1 else jnp.ones((len(weighted), 1))
-        return (rows.weights * rows.values) @ _products(means), left.T @ weighted
+        products = _products(means)
+        shifted = (rows.weights * rows.values) @ products
+        return shifted, rows.weights @ products, left.T @ weighted
 
-    shift, paired = _sum_over_blocks(block, rows)
+    shift, plain, paired = _sum_over_blocks(block, rows)
     paired = paired.reshape([rank for rank in ranks for _ in range(2)])
     count = len(ranks)
     axes = [*(2 * k for k in range(count)), *(2 * k + 1 for k in range(count))]
-    return shift, jnp.transpose(paired, axes).reshape(size, size)
+    return shift, plain, jnp.transpose(paired, axes).reshape(size, size)
 
 
 def product_at(values, core, index):
@@ -251,6 +264,14 @@ def core_update(shift, information):
     log_determinant = -2.0 * jnp.sum(jnp.log(jnp.diagonal(factor[0])))
     divergence = 0.5 * (jnp.trace(covariance) + mean @ mean - size - log_determinant)
     return Moments(mean, covariance + jnp.outer(mean, mean)), divergence
+
+
+def offset_update(shift, information):
+    """Factor of an offset with a standard normal prior, and its divergence."""
+    variance = 1.0 / (information + 1.0)
+    mean = variance * shift
+    second = variance + mean**2
+    return Moments(mean, second), 0.5 * (second - 1.0 - jnp.log(variance))
 
 
 class NoisePrior(NamedTuple):
