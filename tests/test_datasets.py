@@ -274,3 +274,21 @@ def test_reduction_to_a_size_takes_block_means():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_beijing_air_has_the_published_rows_and_splits():
+    air = datasets.beijing_air()
+    rounded = air.table.round(1)
+    counts = [rounded[name].nunique() for name in ("temperature", "pressure", "day")]
+    assert counts == [428, 501, 1461]
+    assert sorted(air.table["station"].unique()) == list(range(12))
+    for name in ("pm25", "pm10", "so2"):
+        np.testing.assert_allclose(air.table[name].mean(), 0, atol=1e-10)
+        np.testing.assert_allclose(air.table[name].std(), 1, rtol=1e-4)
+        assert np.all(air.train[name].sum(axis=1) == 13572)
+    # The day's mean over stations is the simplest predictor; its error on the first split is known.
+    train, pm25 = air.train["pm25"][0], air.table["pm25"]
+    means = pm25[train].groupby(air.table["day"][train]).mean()
+    predicted = air.table["day"][~train].map(means).fillna(pm25[train].mean())
+    error = np.sqrt(np.mean((predicted - pm25[~train]) ** 2))
+    np.testing.assert_allclose(error, 0.2665, atol=5e-4)

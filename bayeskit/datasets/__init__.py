@@ -4,14 +4,17 @@ Everything is NumPy, float64 or complex128, and nothing is downloaded. The same 
 the same data.
 """
 
+from bayeskit.datasets.air import BeijingAir, beijing_air
 from bayeskit.datasets.images import CompressiveImage, compressive_image, mri_slice
 from bayeskit.datasets.irs import IRSChannelSounding, irs_mimo
 from bayeskit.datasets.sparse import KroneckerSparse, kronecker_sparse
 
 __all__ = [
+    "BeijingAir",
     "CompressiveImage",
     "IRSChannelSounding",
     "KroneckerSparse",
+    "beijing_air",
     "compressive_image",
     "irs_mimo",
     "kronecker_sparse",
