@@ -109,7 +109,14 @@ def _functional_tucker():
         "functional_tucker",
         bk.models.FunctionalTucker(modes, ranks=(2, 1), **priors),
         data,
-        methods(),
+        methods()[:2],
+    )
+    yield Registered(
+        "functional_tucker_sampled",
+        bk.models.FunctionalTucker(modes, ranks=(2, 1), **priors),
+        data,
+        methods()[2:],
+        full=True,
     )
     yield Registered(
         "functional_tucker_cp",

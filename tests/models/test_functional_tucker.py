@@ -205,7 +205,7 @@ def test_missing_entries_of_an_array_are_left_out():
     )
 
 
-@pytest.mark.parametrize("factor", [1e-8, 1e8])
+@pytest.mark.parametrize("factor", [1e-8, pytest.param(1e8, marks=pytest.mark.full)])
 def test_units_of_values_and_indices_do_not_matter(factor):
     places, _, noisy = planted(2, rows=120)
     model = FunctionalTucker(["a", "b", "c"], ranks=1)
@@ -221,9 +221,12 @@ def test_units_of_values_and_indices_do_not_matter(factor):
     "make",
     [
         lambda places, values: (np.ones_like(places), values),  # one point a mode
-        lambda places, values: (places[:2], values[:2]),
+        pytest.param(lambda places, values: (places[:2], values[:2]), marks=pytest.mark.full),
         lambda places, values: (places, np.full_like(values, 3.0)),
-        lambda places, values: (np.round(places * 3).astype(int), values),
+        pytest.param(
+            lambda places, values: (np.round(places * 3).astype(int), values),
+            marks=pytest.mark.full,
+        ),
         lambda places, values: (np.repeat(places[:20], 3, axis=0), values[:60]),
         lambda places, values: (np.concatenate([places, places[:1] + 1e6]), np.append(values, 0.0)),
     ],

@@ -104,7 +104,7 @@ def test_derivatives_equal_finite_differences_also_at_equal_points(kind, problem
     np.testing.assert_allclose(slope, differences, rtol=1e-6)
 
 
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_smoothing_equals_cuthbert(parallel, problem):
     """Its square-root filter, on whitened pseudo-observations, in sequence and in parallel."""
     points, shifts, precisions = problem

@@ -1,0 +1,18 @@
+"""What all tests share."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+# Linux allows a process 65 530 memory maps, and every compiled program takes some: a worker that
+# has compiled thousands aborts. Well before, what was compiled is dropped.
+_MAPS = Path("/proc/self/maps")
+_MOST_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True)
+def _few_memory_maps():
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
