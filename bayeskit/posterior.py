@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from arviz_base import from_dict
+from arviz_stats import utils as arviz_stats_utils
 from arviz_stats.utils import ELPDData
 
 from bayeskit._version import __version__
@@ -355,8 +356,7 @@ class Posterior:
         dims = self.prepared.labels.dims[name]
         pointwise = xr.DataArray(left_out, dims=dims, coords=self._coords(dims), name=name)
         count = left_out.size
-        return ELPDData(
-            kind="loo",
+        return _exact_elpd(
             elpd=float(left_out.sum()),
             se=float(np.sqrt(count * left_out.var())),
             p=float((inside - left_out).sum()),
@@ -675,6 +675,12 @@ class Posterior:
         else:
             lines.append(f"  {int(np.sum(status.converged))} of {self.batch} converged")
         return "\n".join(lines)
+
+
+def _exact_elpd(**fields) -> ELPDData:
+    """ArviZ's result of leave-one-out, whose class is named and made in two ways."""
+    newer = getattr(arviz_stats_utils, "ELPDDataLOO", None)
+    return ELPDData(kind="loo", **fields) if newer is None else newer(**fields)
 
 
 def _positive_count(name, value):
