@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import arviz_stats as azs
@@ -26,6 +27,7 @@ from bayeskit.storage import load_fields, same_structure, save_tree, storable
 _DRAW_BLOCK = 16
 _SUMMARY_SCALARS = 100
 _SUMMARY_ENTRIES = 20
+_PARTS = ["real", "imag"]
 # What a file holds; everything else follows from it.
 _STORED = (
     "model",
@@ -61,11 +63,31 @@ class Prediction(NamedTuple):
         Real; for complex quantities ``E|y - E y|²``.
     dims : tuple of str
         Names of the axes of both.
+    coords : mapping
+        Coordinates by dimension, where there are any.
     """
 
     mean: Any
     variance: Any
     dims: tuple[str, ...]
+    coords: Mapping[str, Any] = MappingProxyType({})
+
+
+class PredictionTarget(NamedTuple):
+    """Where to predict: what predictions' dimensions are called, and inputs as methods take them.
+
+    Attributes
+    ----------
+    dims : tuple of str
+    coords : mapping
+        Coordinates by dimension, where there are any.
+    inputs : pytree or None
+        Converted; ``None`` where the observed data were taken.
+    """
+
+    dims: tuple[str, ...]
+    coords: Mapping[str, Any]
+    inputs: Any
 
 
 @storable
@@ -330,11 +352,19 @@ class Posterior:
             Whether the variance is that of a new noisy measurement.
         """
         with double_precision():
-            dims, inputs = self.prepared.model.prediction_inputs(inputs, self.prepared.labels)
-            mean, variance = self._call(_predict, inputs, bool(include_noise))
-        if self.batch is not None:
-            dims = ("batch", *dims)
-        return Prediction(mean, variance, dims)
+            target = self._target(inputs)
+            mean, variance = self._call(_predict, target.inputs, bool(include_noise))
+        if self.batch is None:
+            return Prediction(mean, variance, target.dims, target.coords)
+        coords = {**target.coords, **self._coords(["batch"])}
+        return Prediction(mean, variance, ("batch", *target.dims), coords)
+
+    def _target(self, inputs) -> PredictionTarget:
+        """Where to predict; the observed data's own places if ``inputs`` is ``None``."""
+        if inputs is not None:
+            return self.prepared.model.prediction_target(inputs, self.labels)
+        dims = self.labels.dims[self.labels.observed]
+        return PredictionTarget(dims, self._coords(dims), None)
 
     def loo(self) -> ELPDData:
         """Leave-one-out cross-validation as ArviZ's ``ELPDData``.
@@ -417,8 +447,14 @@ class Posterior:
         unknown = [name for name in wanted if name not in random_sites]
         if unknown:
             raise ValueError(f"sites has {unknown}; the random sites are {random_sites}")
-        targets, target_dims = self._targets(posterior_predictive, predictions)
-        drawn, simulated = self._tree_draws(wanted, num_draws, key, targets, max_bytes)
+        targets = {}
+        with double_precision():
+            if posterior_predictive:
+                targets["posterior_predictive"] = self._target(None)
+            if predictions is not None:
+                targets["predictions"] = self._target(predictions)
+        inputs = {group: target.inputs for group, target in targets.items()}
+        drawn, simulated = self._tree_draws(wanted, num_draws, key, inputs, max_bytes)
         tree = from_dict(
             {"posterior": drawn} if drawn else {},
             dims={name: list(self._dims(name, array)) for name, array in mean.items()},
@@ -427,7 +463,9 @@ class Posterior:
         )
         datasets = {"moments": self._moments_dataset(mean, variance)}
         for group, values in simulated.items():
-            variable = self._variable(values, (*self._sample_dims, *target_dims[group]))
+            target = targets[group]
+            coords = {**self._coords(["batch"]), **target.coords}
+            variable = self._variable(values, (*self._sample_dims, *target.dims), coords)
             datasets[group] = xr.Dataset({self.labels.observed: variable})
         for group, tables in self.prepared.tables.items():
             datasets[group] = xr.Dataset(
@@ -440,20 +478,6 @@ class Posterior:
             tree[name] = xr.DataTree(dataset)
         tree.attrs.update(self._attributes())
         return tree
-
-    def _targets(self, posterior_predictive, predictions):
-        """Prepared inputs, and names of the data's axes, of every group of simulated data."""
-        targets, dims = {}, {}
-        for group, wanted, inputs in (
-            ("posterior_predictive", posterior_predictive, None),
-            ("predictions", predictions is not None, predictions),
-        ):
-            if wanted:
-                with double_precision():
-                    dims[group], targets[group] = self.prepared.model.prediction_inputs(
-                        inputs, self.labels
-                    )
-        return targets, dims
 
     @property
     def _sample_dims(self):
@@ -517,13 +541,14 @@ class Posterior:
         return {dim: values for dim, values in self.prepared.labels.coords.items() if dim in dims}
 
     def _all_coords(self):
-        return {**self.prepared.labels.coords, "part": ["real", "imag"]}
+        return {**self.prepared.labels.coords, "part": _PARTS}
 
-    def _variable(self, value, dims):
+    def _variable(self, value, dims, coords=None):
+        """Real numbers with named dimensions; coordinates are those of the fit by default."""
         value = np.asarray(value)
         dims = (*dims, "part") if np.iscomplexobj(value) else tuple(dims)
         array = xr.DataArray(_split_complex(value), dims=dims)
-        known = self._all_coords()
+        known = self._all_coords() if coords is None else {**coords, "part": _PARTS}
         # Integers where there are no others, as ArviZ gives the draws.
         return array.assign_coords(
             {dim: known.get(dim, np.arange(size)) for dim, size in array.sizes.items()}
@@ -701,8 +726,8 @@ def load(path, model=None) -> Posterior:
     ----------
     path : path
     model : AbstractModel, optional
-        The model that was fitted, where it holds code of the user's that a file cannot; checked
-        against the file's structure, shapes and types.
+        The model that was fitted, to go on with this very object; every field must be as it was
+        saved, down to the contents of its arrays.
 
     Returns
     -------
@@ -712,7 +737,8 @@ def load(path, model=None) -> Posterior:
     Raises
     ------
     ValueError
-        If the file cannot be read, was cut short, is no posterior, or ``model`` is another one.
+        If the file cannot be read, was cut short, is no posterior, or ``model`` is another one;
+        the message names the field that differs.
     """
     fields = load_fields(path)
     if model is not None:

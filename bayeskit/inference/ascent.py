@@ -1,5 +1,6 @@
 """Methods that climb an objective: expectation maximisation and variational messages."""
 
+import operator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.inference.base import AbstractMethod, Fit
-from bayeskit.models.base import SupportsEM, SupportsMessages
+from bayeskit.models.base import SupportsEM, SupportsMessages, best_of
 
 
 class AscentState(NamedTuple):
@@ -81,8 +82,7 @@ class _Ascent(AbstractMethod):
 
     def _best(self, objective, states):
         values = jax.lax.map(objective, states.parameters)
-        lane = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
-        best = jax.tree.map(lambda leaf: leaf[lane], states.parameters)
+        best, lane = best_of(states.parameters, values)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]
         return best, lane, jnp.all(jnp.stack([*finite, jnp.isfinite(values[lane])]))
 
@@ -111,26 +111,29 @@ class _Ascent(AbstractMethod):
     def caveats(self, fit, model):
         return model.caveats(fit.diagnosed)
 
-    def _check_numbers(self):
-        check_integer("max_iterations", self.max_iterations, 1)
-        check_integer("restarts", self.restarts, 1)
-        check_number("tolerance", self.tolerance, 0.0)
+    def _set_loop(self, max_iterations, tolerance, restarts):
+        """Check and take the arguments that all ascending methods have; for constructors."""
+        self.max_iterations = check_integer("max_iterations", max_iterations, 1)
+        self.tolerance = check_number("tolerance", tolerance, 0.0)
+        self.restarts = check_integer("restarts", restarts, 1)
 
 
-def check_integer(name, value, smallest):
-    """An integer argument of a method."""
+def check_integer(name, value, smallest) -> int:
+    """An integer argument of a method, as Python's own, which JSON and static fields take."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < smallest:
         raise ValueError(f"{name} must be at least {smallest}, got {value}")
+    return operator.index(value)
 
 
-def check_number(name, value, smallest, below=np.inf):
-    """A finite number argument of a method in ``[smallest, below)``."""
+def check_number(name, value, smallest, below=np.inf) -> float:
+    """A finite number argument of a method in ``[smallest, below)``, as Python's own."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not smallest <= value < below:
         raise ValueError(f"{name} must be in [{smallest}, {below}), got {value}")
+    return float(value)
 
 
 class EM(_Ascent):
@@ -166,15 +169,11 @@ class EM(_Ascent):
     prune: float
 
     def __init__(self, m_step=None, *, max_iterations=500, tolerance=1e-3, restarts=1, prune=0.0):
-        self.m_step = m_step
-        self.max_iterations = max_iterations
-        self.tolerance = tolerance
-        self.restarts = restarts
-        self.prune = prune
-        self._check_numbers()
-        check_number("prune", prune, 0.0, 1.0)
+        self._set_loop(max_iterations, tolerance, restarts)
+        self.prune = check_number("prune", prune, 0.0, 1.0)
         if m_step is not None and not isinstance(m_step, str):
             raise TypeError(f"m_step must be a name, got {m_step!r}")
+        self.m_step = None if m_step is None else str(m_step)
 
     def __repr__(self):
         return f"EM({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
@@ -238,10 +237,7 @@ class MessagePassing(_Ascent):
     """
 
     def __init__(self, *, max_iterations=500, tolerance=1e-3, restarts=1):
-        self.max_iterations = max_iterations
-        self.tolerance = tolerance
-        self.restarts = restarts
-        self._check_numbers()
+        self._set_loop(max_iterations, tolerance, restarts)
 
     def __repr__(self):
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())

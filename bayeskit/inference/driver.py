@@ -14,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bayeskit.errors import ConditioningWarning, ConvergenceWarning
 from bayeskit.inference import checkpoint as checkpoints
-from bayeskit.inference.ascent import EM, MessagePassing
+from bayeskit.inference.ascent import EM, MessagePassing, check_integer
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
 from bayeskit.inference.mcmc import MCMC
 from bayeskit.models.base import AbstractModel
 from bayeskit.posterior import Convergence, Posterior
 from bayeskit.precision import as_key, double_precision, refuse_transformation
+from bayeskit.validation import owned
 
 METHODS = (EM, MessagePassing, MCMC)
 _BLOCK = 50
@@ -75,17 +76,12 @@ def infer(
     (15, 15, 15)
     """
     method = _check_arguments("infer", model, data, method)
-    if initial is not None and not isinstance(initial, Posterior):
-        raise TypeError(f"initial must be a Posterior, got {type(initial).__name__}")
-    if initial is not None and type(initial.model) is not type(model):
-        raise ValueError(
-            f"initial is of {type(initial.model).__name__}, the model is {type(model).__name__}"
-        )
+    model, data = owned((model, data))
     with double_precision():
         key_used, key = _key_for(method, key)
         prepared = model.prepare(data)
+        start_values = _start_values(initial, prepared)
         begun = time.perf_counter()
-        start_values = None if initial is None else initial.mean
         fit, records, counts = _run_blocks(
             method, prepared, key, start_values, progress, checkpoint
         )
@@ -140,8 +136,11 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
         cannot be fitted stops no other: its entries are NaN, not converged, and warned about.
     """
     method = _check_arguments("infer_batch", model, data, method)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1)
     with double_precision():
         key_used, key = _key_for(method, key)
+        model, data = owned((model, data))
         prepared = model.prepare(data, batch=True)
         count = jax.tree.leaves(prepared.data)[0].shape[0]
         keys = jax.random.split(key, count)
@@ -187,6 +186,30 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
         key=key_used,
         batch=count,
     )
+
+
+def _start_values(initial, prepared):
+    """Means by site of an earlier posterior, if the model can start from it."""
+    if initial is None:
+        return None
+    model = prepared.model
+    if not isinstance(initial, Posterior):
+        raise TypeError(f"initial must be a Posterior, got {type(initial).__name__}")
+    if type(initial.model) is not type(model):
+        raise ValueError(
+            f"initial is of {type(initial.model).__name__}, the model is {type(model).__name__}"
+        )
+    if initial.batch is not None:
+        raise ValueError("initial is the posterior of a batch; one of a single data set is needed")
+    mean = initial.mean
+    for site, shape in model.initial_shapes(prepared.data).items():
+        found = np.shape(mean[site]) if site in mean else "no such site"
+        if found != shape:
+            raise ValueError(
+                f"initial does not fit the model: {site} is expected to have the shape {shape}, "
+                f"got {found}"
+            )
+    return mean
 
 
 def _caveats_of_batch(method, fits, model):

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
-from bayeskit.posterior import AbstractApproximation, Labels, Posterior
+from bayeskit.posterior import AbstractApproximation, Labels, Posterior, PredictionTarget
 from bayeskit.storage import storable
 
 
@@ -36,8 +38,27 @@ class Prepared(NamedTuple):
     tables: Mapping[str, Mapping[str, Any]]
 
 
+def key_of_lane(key, lane):
+    """The key, but one fixed key for lane 0: without restarts nothing is random."""
+    return jnp.where(lane == 0, jax.random.key(0, impl=jax.random.key_impl(key)), key)
+
+
+def best_of(candidates, objectives):
+    """The candidate (stacked on axis 0) with the largest objective, and its index; NaN is least."""
+    index = jnp.argmax(jnp.where(jnp.isnan(objectives), -jnp.inf, objectives))
+    return jax.tree.map(lambda leaf: leaf[index], candidates), index
+
+
 class AbstractModel(eqx.Module):
-    """A probability model, as a user states it."""
+    """A probability model, as a user states it.
+
+    Attributes
+    ----------
+    estimates : dict by site, or None
+        What a fit plugged in.
+    """
+
+    estimates: eqx.AbstractVar[Any]
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -60,19 +81,29 @@ class AbstractModel(eqx.Module):
     def sample_prior(self, key):
         """Draw ``(parameters, data)`` from the priors: a dict by site, and data for ``infer``."""
 
-    @abc.abstractmethod
-    def with_estimates(self, estimates: Mapping[str, Any]):
-        """The user's model with point estimates of hyper-parameters in the field ``estimates``."""
+    def with_estimates(self, estimates: Mapping[str, Any] | None):
+        """The model with ``estimates``, a dict by site or ``None``, in place of earlier ones."""
+        return eqx.tree_at(
+            lambda m: m.estimates, self, estimates, is_leaf=lambda leaf: leaf is None
+        )
 
     @abc.abstractmethod
-    def prediction_inputs(self, inputs, labels):
-        """Names of the dimensions of a prediction, and its inputs validated and converted."""
+    def prediction_target(self, inputs, labels) -> PredictionTarget:
+        """Inputs of a prediction validated and converted, and names of its dimensions."""
+
+    @abc.abstractmethod
+    def initial_shapes(self, data) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the sites that a start from an earlier posterior needs, by name.
+
+        Sites that the model has and a start can do without (their documented start is then taken)
+        have no entry; where the earlier posterior has more, they are ignored.
+        """
 
     @abc.abstractmethod
     def sample_data(self, data, key, sites, inputs):
         """One set of noisy data at ``inputs`` given the values of all sites.
 
-        Traced; ``inputs`` as :meth:`prediction_inputs` gives them (``None``: where the observed
+        Traced; ``inputs`` as :meth:`prediction_target` gives them (``None``: where the observed
         data were taken), ``sites`` and the result in the user's units.
         """
 

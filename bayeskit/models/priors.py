@@ -129,5 +129,17 @@ def inverse_gamma(prior, unit, dtype):
     ) / unit
 
 
+def inverse_gamma_moments(concentration, rate):
+    """Mean and variance of inverse-gamma variables: infinite where they do not exist.
+
+    Zero where the rate is zero, which stands for a quantity held at zero.
+    """
+    positive = rate > 0
+    rate = jnp.where(positive, rate, 1.0)
+    mean = rate / jnp.maximum(concentration - 1, 0.0)
+    variance = mean**2 / jnp.maximum(concentration - 2, 0.0)
+    return jnp.where(positive, mean, 0.0), jnp.where(positive, variance, 0.0)
+
+
 # Of the noise variance, where no prior is given: hardly informative from a part in 10¹⁰ upwards.
 DEFAULT_NOISE_PRIOR = ScaledByData(dist.InverseGamma(0.1, 1e-10))

@@ -18,8 +18,17 @@ from bayeskit.storage import storable
 _SIMPLE = {cls.__name__: cls for cls in (Matern12, Matern32, Matern52, TruncatedPeriodic)}
 
 
+class _Simplest(eqx.Module):
+    """A kernel with nothing but a variance."""
+
+    variance: float = 1.0
+
+    def __check_init__(self):
+        _positive("variance", self.variance)
+
+
 @storable
-class Constant(eqx.Module):
+class Constant(_Simplest):
     """A random function that is the same number everywhere.
 
     Parameters
@@ -34,14 +43,9 @@ class Constant(eqx.Module):
     Constant(variance=2.0)
     """
 
-    variance: float
-
-    def __init__(self, variance=1.0):
-        self.variance = _positive("variance", variance)
-
 
 @storable
-class Independent(eqx.Module):
+class Independent(_Simplest):
     """A function whose values have nothing to do with each other: for categories.
 
     Parameters
@@ -55,11 +59,6 @@ class Independent(eqx.Module):
     >>> Independent()
     Independent(variance=1.0)
     """
-
-    variance: float
-
-    def __init__(self, variance=1.0):
-        self.variance = _positive("variance", variance)
 
 
 def _positive(name, value):
@@ -99,8 +98,8 @@ def form_of(name, kernel):
     ValueError
         If a parameter is not a positive finite number.
     """
-    if isinstance(kernel, (Constant, Independent)):
-        return Form(type(kernel).__name__), {"variance": kernel.variance}
+    if isinstance(kernel, _Simplest):
+        return Form(type(kernel).__name__), {"variance": float(kernel.variance)}
     supported = (
         f"{', '.join(_SIMPLE)}, sums of these, TruncatedPeriodic × Matérn, Constant or Independent"
     )

@@ -69,7 +69,7 @@ def test_leave_one_out_equals_refits_where_the_model_is_gaussian(line, line_post
     np.testing.assert_allclose(line_posterior.loo().elpd_i.values, expected, atol=1e-5)
 
 
-def test_simulated_predictions_have_the_predictive_moments(line_posterior):
+def test_simulated_predictions_have_the_predictive_moments(line, line_posterior):
     new = np.array([[0.2], [0.21], [1.5]])
     tree = line_posterior.to_datatree(num_draws=4000, key=0, predictions=new)
     draws = tree["predictions"]["value"].values[0]
@@ -77,10 +77,14 @@ def test_simulated_predictions_have_the_predictive_moments(line_posterior):
     deviation = np.sqrt(expected.variance)
     assert np.all(np.abs(draws.mean(0) - expected.mean) < 5 * deviation / np.sqrt(4000))
     np.testing.assert_allclose(draws.var(0), expected.variance, rtol=5 * np.sqrt(2 / 4000))
-    # Near points move together.
-    assert np.corrcoef(draws[:, 0], draws[:, 1])[0, 1] < 1
-    clean = matern32([0.2], [0.21])[0, 0]
-    assert clean > 0.99
+    # Near points move together, as the joint posterior by dense algebra says.
+    points = line[0]
+    cross = matern32(new[:, 0], points) + 1.0
+    gram = matern32(points, points) + 1.0 + NOISE * np.eye(len(points))
+    joint = matern32(new[:, 0], new[:, 0]) + 1.0 - cross @ np.linalg.solve(gram, cross.T)
+    covariance = np.cov(draws.T)
+    allowed = 5 * np.sqrt(2 / 4000) * np.outer(deviation, deviation)
+    assert np.all(np.abs(covariance - joint - NOISE * np.eye(3)) < allowed)
 
 
 def planted(seed, ranks=(2, 3, 2), rows=1500, noise=0.05):

@@ -11,6 +11,7 @@ import xarray as xr
 
 import bayeskit as bk
 from tests.models.dense import DenseModel, kron
+from tests.registered import kronecker_problem
 
 EM, MessagePassing, MCMC = bk.inference.EM, bk.inference.MessagePassing, bk.inference.MCMC
 ROWS, COLUMNS = (4, 5, 6), (6, 6, 7)
@@ -152,6 +153,85 @@ def test_grouped_axes_equal_one_axis_with_the_dense_dictionary(problem):
     expected = np.moveaxis(dense.mean["coefficients"].reshape(6, 7, 6), 1, 2)
     np.testing.assert_allclose(grouped.mean["coefficients"], expected, atol=1e-10)
     assert grouped.mean["scales_0"].shape == (6, 7)
+
+
+@pytest.mark.parametrize("scales", ["kronecker", ((0, 2), (1,)), "unstructured"])
+@pytest.mark.parametrize("single", [False, True])
+def test_complex_dictionaries_in_groups_equal_the_dense_posterior(scales, single):
+    kind, columns = np.complex64 if single else np.complex128, (4, 3, 3)
+    dictionaries, measurements = kronecker_problem((3, 4, 2), columns, complex_data=True)
+    posterior = bk.infer(
+        bk.models.KroneckerSBL([d.astype(kind) for d in dictionaries], scales=scales),
+        measurements.astype(kind),
+    )
+    groups = [posterior.mean[name] for name in posterior.mean if name.startswith("scales")]
+    order = (0, 1, 2) if isinstance(scales, str) else (0, 2, 1)
+    total = kron([scale.ravel() for scale in groups]).reshape([columns[i] for i in order])
+    twin = DenseModel(
+        kron(dictionaries),
+        total.transpose(np.argsort(order)).ravel().astype(float),
+        float(posterior.mean["noise_variance"]),
+        measurements.ravel(),
+    )
+    tolerance = 1e-3 if single else 1e-9
+    error = np.abs(posterior.mean["coefficients"].ravel() - twin.mean).max()
+    assert error < tolerance * np.abs(twin.mean).max()
+    assert posterior.log_evidence == pytest.approx(twin.log_evidence, rel=tolerance)
+    again = posterior.predict([d.astype(kind) for d in dictionaries])
+    assert again.mean.dtype == kind
+    np.testing.assert_allclose(again.mean, posterior.predict().mean, atol=tolerance)
+    residual = np.linalg.norm(again.mean - measurements) / np.linalg.norm(measurements)
+    assert residual < 0.3
+
+
+def test_mean_field_moments_are_those_of_inverse_gamma_variables(problem):
+    priors = {
+        "scale_prior": dist.InverseGamma(4.0, 1.0),
+        "noise_prior": dist.InverseGamma(0.5, 0.1),
+    }
+    model = bk.models.KroneckerSBL(problem.dictionaries, **priors)
+    posterior = bk.infer(model, problem.measurements, MessagePassing())
+    draws = posterior.sample(0, 20_000)
+    for site in ("scales_0", "scales_2", "noise_variance"):
+        mean, variance = posterior.mean[site], posterior.variance[site]
+        error = (draws[site].mean(0) - mean) / np.sqrt(variance / 20_000)
+        # scales_0 rests on 4096 draws of its own.
+        assert np.max(np.abs(error)) < 5 * np.sqrt(1 + 20_000 / 4096 * (site == "scales_0"))
+        np.testing.assert_allclose(draws[site].var(0), variance, rtol=0.15)
+    # A new measurement has E σ² around its mean, and inverse-gamma variables tell it from
+    # 1 / E[1 / σ²] by the factor a / (a - 1).
+    noisy, clean = posterior.predict(include_noise=True), posterior.predict()
+    np.testing.assert_allclose(
+        noisy.variance - clean.variance, posterior.mean["noise_variance"], rtol=1e-10
+    )
+    concentration = 0.5 + problem.measurements.size / 2
+    effective = float(posterior.approximation.messages.noise_variance)
+    unit = np.mean(problem.measurements**2)
+    assert posterior.mean["noise_variance"] == pytest.approx(
+        effective * unit * concentration / (concentration - 1), rel=1e-10
+    )
+
+
+def test_variances_that_do_not_exist_are_infinite():
+    # One coefficient a scale: an inverse-gamma factor of concentration 1 + 1/2.
+    dictionaries, measurements = kronecker_problem((9,), (12,))
+    posterior = bk.infer(bk.models.KroneckerSBL(dictionaries), measurements, MessagePassing())
+    assert np.all(np.isfinite(posterior.mean["scales_0"]))
+    assert np.all(np.isposinf(posterior.variance["scales_0"]))
+    assert np.all(np.isfinite(posterior.variance["coefficients"]))
+
+
+@any_ending
+def test_a_coupled_fit_goes_on_from_where_it_ended(problem):
+    model = bk.models.KroneckerSBL(problem.dictionaries, coupling=(0.4, 0.0, 0.3))
+    method = EM(max_iterations=2000, tolerance=1e-6)
+    fit = bk.infer(model, problem.measurements, method)
+    start = np.float64(fit.convergence.objective[0])
+    end = np.float64(fit.convergence.objective[-1])
+    once_more = bk.infer(model, problem.measurements, EM(max_iterations=1), initial=fit)
+    # What coupling twice would cost is nearly all of the way from the first start to the end.
+    assert once_more.convergence.objective[0] > end - 0.05 * (end - start)
+    np.testing.assert_allclose(once_more.mean["coefficients"], fit.mean["coefficients"], atol=0.02)
 
 
 def test_snapshots_share_scales_and_keep_their_own_coefficients(problem):

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from scipy.optimize import linear_sum_assignment
 
 from bayeskit import statespace
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
+from bayeskit.models.priors import inverse_gamma_moments
 from bayeskit.posterior import AbstractApproximation, Posterior, Prediction
 from bayeskit.precision import double_precision
 
@@ -19,20 +21,18 @@ _SHARE_THAT_MATTERS = 1e-3
 
 
 class Functions(NamedTuple):
-    """Gaussian messages that the functions of every mode are conditioned on, and the core.
+    """Gaussian messages that the functions of every mode are conditioned on.
 
     Attributes
     ----------
     shifts, precisions : tuples of arrays (n_k, R_k) and (n_k, R_k, R_k)
     logs : tuple of dicts of arrays (R_k,)
         Logarithms of the kernels' parameters.
-    core : sweep.Moments or None
     """
 
     shifts: tuple
     precisions: tuple
     logs: tuple
-    core: Any
 
 
 def spread_messages(functions, model, k, steps, known):
@@ -62,15 +62,10 @@ def moments_at(functions, model, inputs):
 
 def predicted(modes, core, index):
     """Mean and variance of noiseless values at rows of positions, in blocks of rows."""
-    target = max(range(len(modes)), key=lambda k: len(modes[k].mean))
-    of_rows = sweep.design(modes, core, target)
+    moments = sweep.fitted(modes, core)
 
     def block(index):
-        mean, second = of_rows(index)
-        here = modes[target]
-        at = index[target]
-        value = jnp.sum(mean * here.mean[at], axis=1)
-        square = jnp.sum(second * here.second[at], axis=(1, 2))
+        value, square = moments(index)
         return value, jnp.maximum(square - value**2, 0.0)
 
     count = index[0].shape[0]
@@ -94,8 +89,7 @@ class Factorised(AbstractApproximation):
 
     def functions(self):
         """What the functions were conditioned on."""
-        m = self.messages
-        return Functions(m.shifts, m.precisions, self.logs, m.core)
+        return Functions(self.messages.shifts, self.messages.precisions, self.logs)
 
     def moments(self, model, data):
         mean, variance = {}, {}
@@ -111,10 +105,9 @@ class Factorised(AbstractApproximation):
             mean["offset"] = data.center + data.unit * offset.mean
             variance["offset"] = data.unit**2 * _variances(offset)
         if model.noise_variance is None:
-            a, b = self.messages.noise_concentration, self.messages.noise_rate
-            unit = data.unit**2
-            mean["noise_variance"] = unit * b / jnp.maximum(a - 1, 0.5)
-            variance["noise_variance"] = mean["noise_variance"] ** 2 / jnp.maximum(a - 2, 0.5)
+            first, spread = self._noise_moments()
+            mean["noise_variance"] = data.unit**2 * first
+            variance["noise_variance"] = data.unit**4 * spread
         fixed = self.plugged_in(model, data)
         return {**mean, **fixed}, {**variance, **jax.tree.map(jnp.zeros_like, fixed)}
 
@@ -153,7 +146,14 @@ class Factorised(AbstractApproximation):
         offset = self.messages.offset
         return mean + offset.mean, variance + _variances(offset)
 
-    def _noise(self, data):
+    def _noise_moments(self):
+        m = self.messages
+        return inverse_gamma_moments(m.noise_concentration, m.noise_rate)
+
+    def _new_noise(self, model, data):
+        """Expected variance of a new value's noise: not the ``1 / E σ⁻²`` that the fit has seen."""
+        if model.noise_variance is None:
+            return data.unit**2 * self._noise_moments()[0]
         return data.unit**2 / self.messages.precision
 
     def predict(self, inputs, include_noise, model, data):
@@ -163,7 +163,7 @@ class Factorised(AbstractApproximation):
             modes, index = moments_at(self.functions(), model, inputs), inputs.index
         mean, variance = self._with_offset(*predicted(modes, self.messages.core, index))
         mean, variance = data.center + data.unit * mean, data.unit**2 * variance
-        return mean, variance + self._noise(data) if include_noise else variance
+        return mean, variance + self._new_noise(model, data) if include_noise else variance
 
     def log_predictive(self, model, data):
         mean, variance = self._with_offset(
@@ -189,7 +189,7 @@ def _variances(moments):
 
 
 def _log_normal(value, mean, variance):
-    return -0.5 * (jnp.log(2 * jnp.pi * variance) + (value - mean) ** 2 / variance)
+    return dist.Normal(mean, jnp.sqrt(variance)).log_prob(value)
 
 
 def pinned(values, logs, model, data):
@@ -202,7 +202,7 @@ def pinned(values, logs, model, data):
         shifts.append(precision * value)
         eye = jnp.eye(value.shape[1], dtype=value.dtype)
         precisions.append(jnp.broadcast_to(precision * eye, (*value.shape, value.shape[1])))
-    return Functions(tuple(shifts), tuple(precisions), logs, None)
+    return Functions(tuple(shifts), tuple(precisions), logs)
 
 
 class Given(AbstractApproximation):

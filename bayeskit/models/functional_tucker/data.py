@@ -12,6 +12,7 @@ import xarray as xr
 
 from bayeskit.models.functional_tucker.sweep import Rows
 from bayeskit.posterior import Labels
+from bayeskit.validation import check_finite, values_of
 
 _SKETCH_ROWS = 1024
 _BLOCK_NUMBERS = 2**22
@@ -99,9 +100,9 @@ def columns_of(model, data, with_values=True):
     if isinstance(indices, pd.DataFrame):
         columns, _ = columns_of(model, indices, with_values=False)
     elif isinstance(indices, tuple) and len(indices) == len(names) and np.ndim(indices[0]):
-        columns = [np.asarray(column) for column in indices]
+        columns = list(indices)
     else:
-        array = np.asarray(indices)
+        array = values_of("indices", indices)
         if array.ndim != 2 or array.shape[1] != len(names):
             raise ValueError(
                 f"indices must have the shape (N, {len(names)}), one column a mode "
@@ -110,7 +111,7 @@ def columns_of(model, data, with_values=True):
         columns = list(array.T)
     if values is None:
         return columns, None
-    values = np.asarray(values)
+    values = values_of("values", values)
     if values.ndim != 1:
         raise ValueError(f"values must have the shape (N,), got {values.shape}")
     return columns, values
@@ -130,28 +131,22 @@ def _columns_of_array(names, data):
 
 def check_values(name, values):
     """Values as finite real numbers, in their own precision."""
-    values = np.asarray(values)
+    values = values_of(name, values)
     if values.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got {values.dtype}")
     values = values if values.dtype == np.float32 else values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise ValueError(
-            f"{name} has {bad.size} entries that are not finite, the first at ({bad[0]},): "
-            f"{values[bad[0]]}; leave out rows without a value"
-        )
-    return values
+    return check_finite(name, values, "leave out rows without a value")
 
 
 def check_column(mode, column):
     """An index column: categories as they are, other indices as float64 or datetimes."""
-    missing = np.flatnonzero(np.asarray(pd.isna(pd.Series(np.asarray(column)))))
+    array = values_of(f"index {mode.name!r}", column)
+    missing = np.flatnonzero(np.asarray(pd.isna(pd.Series(array))))
     if missing.size:
         raise ValueError(
             f"index {mode.name!r} has {missing.size} missing entries (NaN or NA), the first at "
             f"({missing[0]},); leave out rows without an index"
         )
-    array = np.asarray(column)
     if mode.categorical:
         return array.astype(str) if array.dtype.kind == "O" else array
     if array.dtype.kind == "M":
@@ -166,14 +161,7 @@ def check_column(mode, column):
             f"index {mode.name!r} must be numbers or datetimes, got {array.dtype}; is it "
             "categorical=True?"
         )
-    array = array.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(array))
-    if bad.size:
-        raise ValueError(
-            f"index {mode.name!r} has {bad.size} entries that are not finite, the first at "
-            f"({bad[0]},): {array[bad[0]]}"
-        )
-    return array
+    return check_finite(f"index {mode.name!r}", array.astype(np.float64))
 
 
 def as_numbers(mode, points, origin):
@@ -198,11 +186,10 @@ def prepare(model, data, batch):
     dtype = np.float32 if single else np.float64
     sizes = [max(len(part["points"][k]) for part in parts) for k in range(len(model.modes))]
     made = [_observations(model, part, sizes, dtype) for part in parts]
+    observations = made[0]
     if batch:
-        observations = _stack(made)
-    else:
-        observations = made[0]
-    return observations, _labels(model, parts, sizes, batch), _tables(model, parts, batch), parts[0]
+        observations = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+    return observations, _labels(model, parts, batch), _tables(model, parts, batch)
 
 
 def _items(data, count):
@@ -222,10 +209,6 @@ def _items(data, count):
         f"a batch must be a pair (indices (batch, N, {count}), values (batch, N)), got "
         f"{type(data).__name__}"
     )
-
-
-def _stack(items):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
 
 
 def _one(model, columns, values):
@@ -305,7 +288,7 @@ def _observations(model, part, sizes, dtype):
     )
 
 
-def _labels(model, parts, sizes, batch):
+def _labels(model, parts, batch):
     dims: dict[str, tuple[str, ...]] = {model.value: ("observation",)}
     coords = {}
     for mode, rank, points in zip(model.modes, model.rank_tuple, parts[0]["points"], strict=True):

@@ -23,7 +23,14 @@ import optax
 
 from bayeskit import statespace
 from bayeskit.models import priors
-from bayeskit.models.base import Prepared, SupportsEM, SupportsMCMC, SupportsMessages
+from bayeskit.models.base import (
+    Prepared,
+    SupportsEM,
+    SupportsMCMC,
+    SupportsMessages,
+    best_of,
+    key_of_lane,
+)
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import (
@@ -33,9 +40,10 @@ from bayeskit.models.functional_tucker.approximation import (
     pinned,
     spread_messages,
 )
+from bayeskit.models.functional_tucker.mode import Mode
+from bayeskit.posterior import PredictionTarget
 from bayeskit.precision import as_key, double_precision, to_host
-from bayeskit.statespace.kernels import Form, names_in_index_units
-from bayeskit.storage import storable
+from bayeskit.statespace.kernels import names_in_index_units
 
 _STARTS = 4
 _TRIAL_SWEEPS = 10
@@ -44,74 +52,8 @@ _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under def
 _START_LENGTHSCALE = 0.2  # of the range of a mode's points
 _JITTER = 1e-10
 _VARIANCE_PRIOR = dist.Gamma(0.5, 0.5)
-_OPTIMISER = optax.rprop(0.1, min_step_size=1e-6, max_step_size=1.0)
-
-
-@storable
-class Mode(eqx.Module):
-    """One index column of a functional Tucker decomposition.
-
-    Parameters
-    ----------
-    name : str
-        Of the column.
-    kernel : gpjax kernel, Constant or Independent, optional
-        Prior of the functions: Matérn 1/2, 3/2, 5/2, truncated periodic, sums of these, truncated
-        periodic times Matérn. Its parameters are where learning starts; lengthscale and period
-        in the units of the index (days for datetimes), the variance relative to the product of
-        all modes. By default Matérn 3/2 with unit variance and a fifth of the range of the points
-        as lengthscale.
-    categorical : bool
-        Whether values of the index are names, each with a level of its own: the functions then
-        are independent between categories, beside their constant.
-    points : array (n,), optional
-        Where :meth:`FunctionalTucker.sample_prior` simulates.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the kernel has no state-space form, or a parameter is not positive.
-
-    Examples
-    --------
-    >>> from gpjax.kernels import Matern12
-    >>> import bayeskit as bk
-    >>> bk.models.Mode("time", kernel=Matern12(lengthscale=5.0))
-    Mode('time', Matern12(lengthscale=5, variance=1))
-    """
-
-    name: str = eqx.field(static=True)
-    categorical: bool = eqx.field(static=True)
-    form: Form = eqx.field(static=True)
-    values: Any
-    points: Any
-
-    def __init__(self, name, *, kernel=None, categorical=False, points=None):
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"name must be a string, got {name!r}")
-        if categorical and kernel is not None:
-            raise ValueError(
-                f"mode {name!r} is categorical and has a kernel: its categories have no order, "
-                "give one or the other"
-            )
-        self.name = name
-        self.categorical = bool(categorical)
-        if categorical:
-            self.form, self.values = statespace.form_of("kernel", statespace.Independent())
-        elif kernel is None:
-            self.form, self.values = Form("Matern32"), {"lengthscale": None, "variance": 1.0}
-        else:
-            self.form, self.values = statespace.form_of(f"kernel of mode {name!r}", kernel)
-        self.points = None if points is None else tables.check_column(self, points)
-
-    def __repr__(self):
-        if self.categorical:
-            return f"Mode({self.name!r}, categorical=True)"
-        values = ", ".join(
-            f"{name}={'from the points' if v is None else format(float(v), '.6g')}"
-            for name, v in self.values.items()
-        )
-        return f"Mode({self.name!r}, {self.form.kind}({values}))"
+# Of the gradient itself, not its negative: uphill.
+_OPTIMISER = optax.scale_by_rprop(0.1, min_step_size=1e-6, max_step_size=1.0)
 
 
 class EMState(NamedTuple):
@@ -282,7 +224,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
-        observations, labels, groups, _ = tables.prepare(self, data, batch)
+        observations, labels, groups = tables.prepare(self, data, batch)
         dtype = observations.unit.dtype
         prepared = eqx.tree_at(
             lambda m: (m.estimates, m.noise_variance, m.offset, m.scale, m.modes),
@@ -303,10 +245,6 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, float) else leaf, prepared
         )
         return Prepared(prepared, observations, labels, groups)
-
-    def with_estimates(self, estimates):
-        """The model with ``estimates``, a dict by site, in place of earlier ones."""
-        return eqx.tree_at(lambda m: m.estimates, self, estimates, is_leaf=_is_none)
 
     # Kernels: parameters are logarithms, lengthscales and periods divided by the span of the mode.
 
@@ -430,7 +368,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         precision = 1.0 / data.noise_variance
         if self.noise_variance is None:
             precision = zero + 1.0 / _START_NOISE
-        messages = sweep.FactorMessages(
+        return sweep.FactorMessages(
             modes=tuple(modes),
             shifts=tuple(jnp.zeros_like(m.mean) for m in modes),
             precisions=tuple(jnp.zeros_like(m.second) for m in modes),
@@ -443,7 +381,6 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             bound=zero,
             sketch=jnp.zeros(len(data.sketch[0]), dtype),
         )
-        return messages
 
     def _searched_start(self, data, key, lane, logs):
         """The best of four starts after ten sweeps."""
@@ -456,12 +393,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
                 self._start(data, key),
             )
 
-        # The first lane is the same whatever the key: without restarts nothing is random.
-        key = jnp.where(lane == 0, jax.random.key(0, impl=jax.random.key_impl(key)), key)
-        candidates = jax.lax.map(trial, jax.random.split(key, _STARTS))
-        bounds = candidates.bound
-        best = jnp.argmax(jnp.where(jnp.isnan(bounds), -jnp.inf, bounds))
-        return jax.tree.map(lambda leaf: leaf[best], candidates)
+        candidates = jax.lax.map(trial, jax.random.split(key_of_lane(key, lane), _STARTS))
+        return best_of(candidates, candidates.bound)[0]
 
     def _sweep(self, data, messages, logs, ascent):
         """Renew every factor in turn; with ``ascent``, move each mode's parameters uphill first."""
@@ -532,7 +465,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             rate,
             precision,
             bound,
-            offset.mean + sweep.fitted(modes, core, data.sketch)[0],
+            offset.mean + sweep.fitted(modes, core)(data.sketch)[0],
         )
         return messages, tuple(logs), None if ascent is None else tuple(ascent)
 
@@ -551,24 +484,18 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             return value, slope, statespace.Smoothed(mean, -2.0 * by_precision, log_normaliser)
 
         before, slope, smoothed = both(logs)
-        updates, moved = _OPTIMISER.update(jax.tree.map(jnp.negative, slope), ascent)
+        updates, moved = _OPTIMISER.update(slope, ascent)
         trial = optax.apply_updates(logs, updates)
         after, _, smoothed_after = both(trial)
         better = after >= before
         # After a step too far the same slope is followed more slowly.
-        slower = jax.tree.map(lambda leaf: leaf, moved)
-        slower = tuple(
-            part._replace(step_sizes=jax.tree.map(lambda s: 0.5 * s, part.step_sizes))
-            if hasattr(part, "step_sizes")
-            else part
-            for part in slower
-        )
-        chosen = jax.tree.map(
+        steps = optax.tree.get(moved, "step_sizes")
+        slower = optax.tree.set(moved, step_sizes=jax.tree.map(lambda step: 0.5 * step, steps))
+        return jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
             (trial, moved, smoothed_after),
             (logs, slower, smoothed),
         )
-        return chosen
 
     # Expectation maximisation
 
@@ -627,7 +554,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         return (
             Factorised(parameters.messages, parameters.logs),
             parameters.messages.bound,
-            self._explained(parameters.messages, data),
+            self._explained(parameters.messages),
         )
 
     # Messages
@@ -645,7 +572,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         return self._sweep(data, messages, self.start_logs(data), None)[0], messages.bound
 
     def messages_monitored(self, data, messages):
-        """Fitted values and the logarithm of the noise variance."""
+        """Fitted values and the noise's precision."""
         return messages.sketch, messages.precision
 
     def messages_bound(self, data, messages):
@@ -657,11 +584,11 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         return (
             Factorised(messages, self.start_logs(data)),
             messages.bound,
-            self._explained(messages, data),
+            self._explained(messages),
         )
 
     @staticmethod
-    def _explained(messages, data):
+    def _explained(messages):
         """Share of the values' power at some rows that the fit has."""
         return jnp.mean(messages.sketch**2)
 
@@ -671,15 +598,22 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             return ()
         return ("the fit is constant: no function of the indices explains the values",)
 
-    def prediction_inputs(self, inputs, labels):
-        """Dimension names and inputs: ``None``, or indices (P, K) or a DataFrame."""
-        if inputs is None:
-            return ("observation",), None
+    def initial_shapes(self, data):
+        """Kernel parameters; the noise variance where there is one."""
+        return {
+            f"{name}_{mode.name}": (rank,)
+            for mode, rank in zip(self.modes, self.rank_tuple, strict=True)
+            for name in self.parameter_names(mode)
+        }
+
+    def prediction_target(self, inputs, labels):
+        """At indices (P, K), or at the rows of a DataFrame."""
         points = [labels.coords.get(mode.name) for mode in self.modes]
         if any(p is None for p in points):
             raise TypeError("predictions of a batch are where the data were taken: inputs=None")
         spans = [tables.span_of(m, p) for m, p in zip(self.modes, points, strict=True)]
-        return ("observation",), tables.prediction_inputs(self, points, spans, inputs)
+        converted = tables.prediction_inputs(self, points, spans, inputs)
+        return PredictionTarget(("observation",), {}, converted)
 
     def sample_data(self, data, key, sites, inputs):
         """Noisy values given functions and core at the fit's points."""
@@ -780,7 +714,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         numpyro.factor("values", log_likelihood - data.count * jnp.log(data.unit))
 
     def mcmc_init(self, data, key, initial):
-        """Start values of the kernels, random functions, noise of a tenth of the power."""
+        """Start values of the kernels, random functions, noise of a quarter of the power."""
         dtype = data.unit.dtype
         keys = iter(jax.random.split(key, 3 * sum(len(m.values) + 2 for m in self.modes) + 2))
         logs = self._given_logs(data, initial)
@@ -800,7 +734,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             sites["offset"] = 0.1 * jax.random.normal(next(keys), (), dtype)
         if self.noise_variance is None:
             noise = jnp.asarray(_START_NOISE, dtype)
-            if initial is not None:
+            if initial is not None and "noise_variance" in initial:
                 noise = jnp.asarray(initial["noise_variance"], dtype) / data.unit**2
             sites["noise_variance"] = noise * self._noise_unit(data)
         return sites

@@ -237,15 +237,20 @@ def product_at(values, core, index):
     return _products(rows) @ core
 
 
-def fitted(modes, core, index):
-    """Mean and second moment of the noiseless value at rows of positions (one array a mode)."""
+def fitted(modes, core):
+    """Mean and second moment of the noiseless value, as a function of positions as in `design`."""
     target = max(range(len(modes)), key=lambda k: len(modes[k].mean))
-    mean, second = design(modes, core, target)(index)
-    at = index[target]
-    return (
-        jnp.sum(mean * modes[target].mean[at], axis=1),
-        jnp.sum(second * modes[target].second[at], axis=(1, 2)),
-    )
+    of_rows = design(modes, core, target)
+
+    def values(index):
+        mean, second = of_rows(index)
+        at = index[target]
+        return (
+            jnp.sum(mean * modes[target].mean[at], axis=1),
+            jnp.sum(second * modes[target].second[at], axis=(1, 2)),
+        )
+
+    return values
 
 
 def divergence(smoothed, shifts, precisions):

@@ -10,6 +10,7 @@ from jax.scipy.special import ndtri
 from bayeskit.models.kronecker_sbl import structure
 from bayeskit.models.kronecker_sbl.messages import Messages
 from bayeskit.models.kronecker_sbl.problem import normalised_scales
+from bayeskit.models.priors import inverse_gamma_moments
 from bayeskit.posterior import AbstractApproximation, Posterior
 
 _MOMENT_DRAWS = 4096
@@ -152,16 +153,55 @@ class MeanField(AbstractApproximation):
         noise = noise[0] if model.noise_variance is None else messages.noise_variance
         return Conditional(tuple(scales), noise).plugged_in(model, data)
 
+    def _noise_moments(self, data):
+        messages = self.messages
+        mean, variance = inverse_gamma_moments(messages.noise_concentration, messages.noise_rate)
+        return mean * data.unit**2, variance * data.unit**4
+
+    def _last_scale_moments(self, model, data):
+        """Mean and variance of the last scale factor, which carries the mean of all others.
+
+        It is the product of its own factor and the independent means of the others.
+        """
+        messages = self.messages
+        pairs = [
+            inverse_gamma_moments(a, b)
+            for a, b in zip(messages.concentrations, messages.rates, strict=True)
+        ]
+        mean, variance = pairs[-1]
+        second = variance + mean**2
+        for means, variances in pairs[:-1]:
+            level = jnp.mean(means)
+            mean = mean * level
+            second = second * (level**2 + jnp.sum(variances) / means.shape[0] ** 2)
+        unit = jnp.prod(scale_units(model.factors, data)).astype(data.unit.dtype)
+        # Infinity less infinity: a variance that does not exist is infinite.
+        variance = jnp.where(jnp.isfinite(second), second - mean**2, jnp.inf)
+        # Zero at unused columns, also where the others' level is infinite.
+        used = messages.rates[-1] > 0
+        return jnp.where(used, mean * unit, 0.0), jnp.where(used, variance * unit**2, 0.0)
+
     def moments(self, model, data):
         mean, variance = self._conditional().moments(model, data)
-        # The reported scales are normalised products, whose moments have no closed form.
+        if model.noise_variance is None:
+            mean["noise_variance"], variance["noise_variance"] = self._noise_moments(data)
+        last = f"scales_{len(self.messages.rates) - 1}"
+        shape = mean[last].shape
+        for found, value in zip(
+            (mean, variance), self._last_scale_moments(model, data), strict=True
+        ):
+            found[last] = value.reshape(shape)
+        others = [f"scales_{g}" for g in range(len(self.messages.rates) - 1)]
+        if not others:
+            return mean, variance
+        # The others are divided by their own mean: bounded, and without a closed form.
         keys = jax.random.split(jax.random.key(0), _MOMENT_DRAWS)
         draws = jax.lax.map(
             lambda key: self._draw_hyper_parameters(key, model, data), keys, batch_size=64
         )
-        for site, values in draws.items():
-            mean[site] = jnp.mean(values, axis=0)
-            variance[site] = jnp.var(values, axis=0)
+        for site in others:
+            mean[site] = jnp.mean(draws[site], axis=0)
+            variance[site] = jnp.var(draws[site], axis=0)
         return mean, variance
 
     def sample(self, key, model, data):
@@ -173,7 +213,13 @@ class MeanField(AbstractApproximation):
         return {}
 
     def predict(self, inputs, include_noise, model, data):
-        return self._conditional().predict(inputs, include_noise, model, data)
+        # The noise of a new measurement is E σ², not the 1 / E σ⁻² that the fit has seen.
+        mean, variance = self._conditional().predict(inputs, False, model, data)
+        if not include_noise:
+            return mean, variance
+        if model.noise_variance is None:
+            return mean, variance + self._noise_moments(data)[0]
+        return mean, variance + self.messages.noise_variance * data.unit**2
 
     def log_predictive(self, model, data):
         return self._conditional().log_predictive(model, data)

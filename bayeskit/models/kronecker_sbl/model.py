@@ -22,7 +22,14 @@ import numpyro.distributions as dist
 
 from bayeskit.linalg.contract import kronecker_multiply
 from bayeskit.models import priors
-from bayeskit.models.base import Prepared, SupportsEM, SupportsMCMC, SupportsMessages
+from bayeskit.models.base import (
+    Prepared,
+    SupportsEM,
+    SupportsMCMC,
+    SupportsMessages,
+    best_of,
+    key_of_lane,
+)
 from bayeskit.models.kronecker_sbl import messages as mean_field
 from bayeskit.models.kronecker_sbl import problem, structure, updates
 from bayeskit.models.kronecker_sbl.approximation import (
@@ -139,9 +146,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         problem.check_groups(scales, self.dictionaries, self.coupling)
 
     def __repr__(self):
-        shapes = " ⊗ ".join(
-            "×".join(map(str, problem.values_of(d).shape)) for d in self.dictionaries
-        )
+        shapes = " ⊗ ".join("×".join(map(str, d.shape)) for d in self.dictionaries)
         noise = "learned" if self.noise_variance is None else f"{self.noise_variance:.6g}"
         coupling = "" if self.coupling is None else f", coupling={self.coupling}"
         return (
@@ -192,12 +197,6 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             prepared,
         )
         return Prepared(prepared, observations, labels, tables)
-
-    def with_estimates(self, estimates):
-        """The model with ``estimates``, a dict by site, in place of earlier ones."""
-        return eqx.tree_at(
-            lambda m: m.estimates, self, estimates, is_leaf=lambda leaf: leaf is None
-        )
 
     def sample_prior(self, key):
         """Draw parameters and a tensor of measurements from the priors.
@@ -253,18 +252,30 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         if initial is not None:
             units = scale_units(factors, data)
             given = [
-                jnp.ravel(jnp.asarray(initial[f"scales_{g}"])) / unit
-                for g, unit in enumerate(units)
+                updates.uncouple(jnp.ravel(jnp.asarray(initial[f"scales_{g}"])) / unit, strength)
+                for g, (unit, strength) in enumerate(zip(units, factors.strengths, strict=True))
             ]
             return tuple(
-                jnp.maximum(scale, jnp.finfo(dtype).eps ** 2 * jnp.max(scale)).astype(dtype) * mask
-                for scale, mask in zip(given, factors.masks, strict=True)
+                jnp.maximum(scale, smallest).astype(dtype) * mask
+                for scale, smallest, mask in zip(
+                    given, self._smallest_weights(data, given), factors.masks, strict=True
+                )
             )
         keys = jax.random.split(key, len(factors.masks))
         return tuple(
             jnp.where(lane == 0, 1.0, jnp.exp(jax.random.normal(k, mask.shape, dtype))) * mask
             for k, mask in zip(keys, factors.masks, strict=True)
         )
+
+    def _smallest_weights(self, data, weights):
+        """Positive numbers that no weight is below: under a conjugate prior, at any fixed point."""
+        if self.scale_prior is None or not priors.is_conjugate(self.scale_prior):
+            return [jnp.finfo(data.unit.dtype).eps ** 2 * jnp.max(w) for w in weights]
+        kappa = structure.likelihood_power(data.tensor.dtype)
+        return [
+            prior.rate / (prior.concentration + kappa * size)
+            for prior, size in zip(self._scale_priors(data), self._slices(data), strict=True)
+        ]
 
     def _start_noise(self, data, initial):
         if not self._learns_noise:
@@ -276,7 +287,23 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
     # Expectation maximisation
 
     def check_em(self, method):
-        """EM's updates are in closed form for flat and inverse-gamma priors."""
+        """EM's updates are in closed form for flat and inverse-gamma priors.
+
+        The step ``"svd"`` is a least-squares fit that knows neither prior nor coupling: a prior of
+        the user's own, or coupling, would be left out without a word.
+        """
+        if method.m_step == "svd":
+            if self.coupling is not None and any(self.coupling):
+                raise ValueError(
+                    f"m_step='svd' cannot couple neighbours, got coupling={self.coupling}; "
+                    "take m_step='convex', 'mackay' or 'alternating'"
+                )
+            stated = priors.describe(self.scale_prior)
+            if stated not in ("flat", priors.describe(DEFAULT_SCALE_PRIOR)):
+                raise ValueError(
+                    f"m_step='svd' has no place for a prior of the scales, got scale_prior={stated}"
+                    "; leave it out (or None), or take m_step='convex', 'mackay' or 'alternating'"
+                )
         for name, prior in (("scale_prior", self.scale_prior), ("noise_prior", self.noise_prior)):
             if not priors.is_conjugate(prior):
                 raise ValueError(
@@ -296,7 +323,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
     def _plain_start(self, data, key, lane, initial):
         weights = self._start_weights(data, key, lane, initial)
         spectra = structure.spectra(self.factors.reduced, self._effective(weights))
-        return HyperParameters(weights, self._start_noise(data, initial), spectra)
+        parameters = HyperParameters(weights, self._start_noise(data, initial), spectra)
+        # Reported scales are normalised: how the factors share one scale is not in them.
+        return parameters if initial is None else self._rebalanced(data, parameters)
 
     def _searched_start(self, data, key, lane):
         """The best of four starts after a few sweeps: as it is, and after power iteration thrice.
@@ -323,14 +352,11 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             parameters = jax.lax.fori_loop(0, _TRIAL_SWEEPS, sweep, parameters)
             return parameters, flat._evaluate(data, parameters, ())[1]
 
-        # The first lane is the same whatever the key: without restarts nothing is random.
-        key = jnp.where(lane == 0, jax.random.key(0, impl=jax.random.key_impl(key)), key)
-        keys = jax.random.split(key, 3)[jnp.array([0, 0, 1, 2])]
+        keys = jax.random.split(key_of_lane(key, lane), 3)[jnp.array([0, 0, 1, 2])]
         lanes = jnp.stack([jnp.asarray(lane), jnp.asarray(lane), 1, 1])
         power_steps = jnp.array([0, _POWER_STEPS, _POWER_STEPS, _POWER_STEPS])
         candidates, objectives = jax.lax.map(trial, (keys, lanes, power_steps))
-        best = jnp.argmax(jnp.where(jnp.isnan(objectives), -jnp.inf, objectives))
-        return jax.tree.map(lambda leaf: leaf[best], candidates)
+        return best_of(candidates, objectives)[0]
 
     def _power_step(self, data, parameters):
         """Nearest Kronecker scales to the second moments, by one sweep of the power method.
@@ -688,8 +714,14 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             "noise_variance far too small?",
         )
 
-    def prediction_inputs(self, inputs, labels):
-        """Dimension names and converted inputs: ``None``, or one dictionary (P_i, N_i) an axis."""
-        if inputs is None:
-            return labels.dims["y"], None
-        return problem.prediction_inputs(inputs, self.factors, labels)
+    def prediction_target(self, inputs, labels):
+        """At new dictionaries (P_i, N_i), one an axis."""
+        return problem.prediction_target(inputs, self.factors, labels)
+
+    def initial_shapes(self, data):
+        """The scales; the noise variance where there is one."""
+        layout = self.factors.layout
+        return {
+            f"scales_{g}": tuple(layout.columns[axis] for axis in group)
+            for g, group in enumerate(layout.groups)
+        }

@@ -15,8 +15,10 @@ from bayeskit.errors import ConditioningWarning
 from bayeskit.linalg.contract import kronecker_multiply, outer
 from bayeskit.models import priors
 from bayeskit.models.kronecker_sbl import structure, updates
-from bayeskit.posterior import Labels
+from bayeskit.models.kronecker_sbl.labels import make_labels, prediction_labels
+from bayeskit.posterior import PredictionTarget
 from bayeskit.precision import as_key, double_precision, is_distributed, to_host
+from bayeskit.validation import check_finite, is_numeric, values_of
 
 _DENSE_GROUP_ENTRIES = 2 * 10**8
 
@@ -109,59 +111,39 @@ class Observations(NamedTuple):
     noise_variance: Any
 
 
-def values_of(array):
-    """The numbers of an array-like: NumPy, or JAX as it is."""
-    if isinstance(array, xr.DataArray):
-        return array.values
-    return array if isinstance(array, jax.Array) else np.asarray(array)
-
-
-def is_numeric(array) -> bool:
-    """Whether an array holds real or complex numbers (not booleans, strings, objects)."""
-    return jnp.issubdtype(array.dtype, jnp.number)
-
-
-def check_finite(name, array):
-    """Raise naming the first bad index; the check runs where the array lives."""
-    bad = ~jnp.isfinite(array) if isinstance(array, jax.Array) else ~np.isfinite(array)
-    count = int(bad.sum())
-    if count:
-        first = np.unravel_index(int(bad.reshape(-1).argmax()), array.shape)
-        raise ValueError(
-            f"{name} has {count} non-finite values, the first at index "
-            f"{tuple(int(i) for i in first)}; finite numbers are expected"
-        )
-
-
 def check_dictionaries(dictionaries):
     """The dictionaries as a tuple, arrays as they were given."""
+    dictionaries = _check_matrices("dictionaries", dictionaries)
+    for i, dictionary in enumerate(dictionaries):
+        if not np.any(np.asarray(dictionary)):
+            raise ValueError(f"dictionaries[{i}] is zero everywhere: it carries no information")
+    return dictionaries
+
+
+def _check_matrices(name, dictionaries):
     if isinstance(dictionaries, (np.ndarray, jax.Array, xr.DataArray)) and dictionaries.ndim == 2:
-        raise TypeError(
-            "dictionaries must be a sequence of matrices, got one matrix; write (matrix,)"
-        )
+        raise TypeError(f"{name} must be a sequence of matrices, got one matrix; write (matrix,)")
     try:
         dictionaries = tuple(dictionaries)
     except TypeError:
         raise TypeError(
-            f"dictionaries must be a sequence of matrices, got {type(dictionaries).__name__}"
+            f"{name} must be a sequence of matrices, got {type(dictionaries).__name__}"
         ) from None
     if not dictionaries:
-        raise ValueError("dictionaries is empty; at least one matrix is expected")
-    checked = []
-    for i, dictionary in enumerate(dictionaries):
-        name = f"dictionaries[{i}]"
-        values = values_of(dictionary)
-        if not is_numeric(values):
-            raise TypeError(f"{name} must be real or complex, got {values.dtype}")
-        if values.ndim != 2 or 0 in values.shape:
-            raise ValueError(
-                f"{name} must be a non-empty matrix (M_{i}, N_{i}), got shape {values.shape}"
-            )
-        check_finite(name, values)
-        if not np.any(np.asarray(values)):
-            raise ValueError(f"{name} is zero everywhere: it carries no information")
-        checked.append(dictionary if isinstance(dictionary, xr.DataArray) else values)
-    return tuple(checked)
+        raise ValueError(f"{name} is empty; at least one matrix is expected")
+    return tuple(_check_matrix(f"{name}[{i}]", i, d) for i, d in enumerate(dictionaries))
+
+
+def _check_matrix(name, axis, matrix):
+    values = values_of(name, matrix)
+    if not is_numeric(values):
+        raise TypeError(f"{name} must be real or complex, got {values.dtype}")
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(
+            f"{name} must be a non-empty matrix (M_{axis}, N_{axis}), got shape {values.shape}"
+        )
+    check_finite(name, values)
+    return matrix if isinstance(matrix, xr.DataArray) else values
 
 
 def check_noise_variance(value):
@@ -218,7 +200,7 @@ def check_groups(scales, dictionaries, coupling):
                 f"scales must group every axis 0 … {axes - 1} exactly once, got {scales!r}"
             )
     for group in groups:
-        entries = math.prod(math.prod(values_of(dictionaries[axis]).shape) for axis in group)
+        entries = math.prod(math.prod(dictionaries[axis].shape) for axis in group)
         if len(group) > 1 and entries > _DENSE_GROUP_ENTRIES:
             raise ValueError(
                 f"scales groups the axes {group}, whose dense dictionary has {entries:.3g} "
@@ -235,7 +217,7 @@ def check_groups(scales, dictionaries, coupling):
 
 def working_type(dictionaries, tensor):
     """Floating-point types (real, of the data) that the problem is computed in."""
-    joint = jnp.result_type(*(values_of(d).dtype for d in dictionaries), tensor.dtype)
+    joint = jnp.result_type(*(d.dtype for d in dictionaries), tensor.dtype)
     kinds = {
         "float32": "float32",
         "complex64": "complex64",
@@ -260,7 +242,7 @@ def prepare_factors(dictionaries, groups, coupling, layout, dtype, real_dtype):
     for group in groups:
         scaled, unit = [], 1.0
         for axis in group:
-            matrix = np.asarray(values_of(dictionaries[axis]))
+            matrix = np.asarray(dictionaries[axis])
             matrix = matrix.astype(dtype if np.iscomplexobj(matrix) else real_dtype)
             _warn_about_columns(axis, matrix)
             peak = np.max(np.abs(matrix))
@@ -269,9 +251,7 @@ def prepare_factors(dictionaries, groups, coupling, layout, dtype, real_dtype):
             )
             scaled.append(matrix / peak / size)
             unit *= float(peak) * size
-        dense = functools.reduce(np.kron, scaled).astype(
-            scaled[0].dtype if len(scaled) == 1 else None
-        )
+        dense = functools.reduce(np.kron, scaled)
         original.append(jnp.asarray(dense))
         masks.append(jnp.asarray(np.any(dense != 0, axis=0), real_dtype))
         units.append(unit)
@@ -315,8 +295,8 @@ def _warn_about_columns(axis, matrix):
 
 def check_tensor(data, dictionaries, batch):
     """The measurements as an array, and whether they have snapshots."""
-    rows = tuple(values_of(d).shape[0] for d in dictionaries)
-    tensor = values_of(data)
+    rows = tuple(d.shape[0] for d in dictionaries)
+    tensor = values_of("data", data)
     lead = ("data sets",) if batch else ()
     wanted = f"({', '.join(('batch',) * batch + tuple(map(str, rows)))})"
     with_snapshots = f"({', '.join(('batch',) * batch + ('snapshots',) + tuple(map(str, rows)))})"
@@ -339,52 +319,13 @@ def check_tensor(data, dictionaries, batch):
             f"data has shape {tensor.shape}; {wanted} or {with_snapshots} is expected{hint}"
         )
     if jnp.issubdtype(tensor.dtype, jnp.complexfloating) is False and any(
-        np.iscomplexobj(values_of(d)) for d in dictionaries
+        np.iscomplexobj(d) for d in dictionaries
     ):
         raise ValueError(
             f"data is real ({tensor.dtype}) and a dictionary is complex: give complex "
             "measurements, or stack real and imaginary parts of the dictionary as rows"
         )
-    names = [d.dims[0] for d in dictionaries if isinstance(d, xr.DataArray)]
-    if (
-        isinstance(data, xr.DataArray)
-        and len(names) == len(dictionaries)
-        and data.dims[-len(rows) :] != tuple(names)
-    ):
-        raise ValueError(
-            f"data has dims {data.dims}; its last must be the dictionaries' first, {tuple(names)}"
-        )
     return tensor, own != rows
-
-
-def make_labels(data, dictionaries, layout, batch):
-    """Names and coordinates of all dimensions."""
-    dims, coords = {}, {}
-
-    def take(array, axis, fallback):
-        if not isinstance(array, xr.DataArray):
-            return fallback
-        name = array.dims[axis]
-        if name in array.coords:
-            coords[name] = array.coords[name].values
-        return name
-
-    axes = len(dictionaries)
-    atoms = tuple(take(d, 1, f"atoms_{i}") for i, d in enumerate(dictionaries))
-    lead = (take(data, int(batch), "snapshot"),) if layout.snapshots else ()
-    if batch:
-        batch_name = take(data, 0, "batch")
-        if batch_name in coords:
-            coords["batch"] = coords.pop(batch_name)
-    rows = tuple(
-        take(data, i - axes, take(dictionaries[i], 0, f"measurements_{i}")) for i in range(axes)
-    )
-    dims["coefficients"] = (*lead, *atoms)
-    dims["noise_variance"] = ()
-    for g, group in enumerate(layout.groups):
-        dims[f"scales_{g}"] = tuple(atoms[axis] for axis in group)
-    dims["y"] = (*lead, *rows)
-    return Labels(dims, coords, "y")
 
 
 def prepare_observations(tensor, factors, noise_variance, dtype):
@@ -401,14 +342,11 @@ def prepare_observations(tensor, factors, noise_variance, dtype):
     return Observations(measurements, scaled, unit, known)
 
 
-def check_units(units, factors, noise_variance, real_dtype):
-    """Raise where results would leave the range of the working precision."""
+def _out_of_range(units, factors, noise_variance, real_dtype):
+    """For every data set what would leave the range of the working precision, or ``None``."""
     info = jnp.finfo(real_dtype)
     smallest, largest = float(info.tiny) / float(info.eps), float(info.max) * float(info.eps)
     units = np.atleast_1d(np.asarray(units, float))
-    units = units[np.isfinite(units)]
-    if not units.size:
-        return
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         dictionary = float(np.prod(np.asarray(factors.units, float)))
         quantities = {
@@ -417,13 +355,33 @@ def check_units(units, factors, noise_variance, real_dtype):
         }
         if noise_variance is not None:
             quantities["noise_variance / data²"] = noise_variance / units / units
+    found: list[str | None] = [None] * len(units)
     for name, value in quantities.items():
-        extreme = value[(value < smallest) | (value > largest) | ~np.isfinite(value)]
-        if extreme.size:
-            raise ValueError(
-                f"{name} is of the order {extreme[0]:.1e}, outside the range of "
+        # A unit that is not finite belongs to data that are not, which is told elsewhere.
+        extreme = (value < smallest) | (value > largest) | ~np.isfinite(value)
+        for i in np.flatnonzero(extreme & np.isfinite(units)):
+            found[i] = (
+                f"{name} is of the order {value[i]:.1e}, outside the range of "
                 f"{np.dtype(real_dtype).name}; rescale the data or the dictionaries"
             )
+    return found
+
+
+def _refuse_out_of_range(observations, factors, noise_variance, real_dtype, batch):
+    """Raise where results would leave the range of numbers; of a batch, leave such items out."""
+    found = _out_of_range(observations.unit, factors, noise_variance, real_dtype)
+    bad = [i for i, problem in enumerate(found) if problem is not None]
+    if not bad:
+        return observations
+    if len(bad) == len(found):
+        raise ValueError(found[0])
+    warnings.warn(
+        f"{len(bad)} of {len(found)} data sets ({', '.join(map(str, bad[:10]))}) cannot be "
+        f"fitted: {found[bad[0]]}",
+        ConditioningWarning,
+        stacklevel=4,
+    )
+    return jax.tree.map(lambda leaf: leaf.at[np.asarray(bad)].set(jnp.nan), observations)
 
 
 def prepare(model, data, batch):
@@ -433,26 +391,24 @@ def prepare(model, data, batch):
     if not batch:
         check_finite("data", tensor)
     real_dtype, dtype = working_type(dictionaries, tensor)
-    shapes = [values_of(d).shape for d in dictionaries]
+    shapes = [d.shape for d in dictionaries]
     groups = check_groups(model.scales, dictionaries, model.coupling)
     layout = Layout(groups, tuple(s[0] for s in shapes), tuple(s[1] for s in shapes), snapshots)
-    factors = prepare_factors(dictionaries, groups, model.coupling, layout, dtype, real_dtype)
-    one = functools.partial(_prepare_observations, noise_variance=model.noise_variance, dtype=dtype)
-    device_tensor = tensor if is_distributed(tensor) else jnp.asarray(tensor)
-    observations = (
-        _prepare_batch(device_tensor, factors, model.noise_variance, dtype)
-        if batch
-        else one(device_tensor, factors)
-    )
-    check_units(observations.unit, factors, model.noise_variance, real_dtype)
     labels = make_labels(data, dictionaries, layout, batch)
+    factors = prepare_factors(dictionaries, groups, model.coupling, layout, dtype, real_dtype)
+    make = _prepare_batch if batch else _prepare_observations
+    device_tensor = tensor if is_distributed(tensor) else jnp.asarray(tensor)
+    observations = make(device_tensor, factors, model.noise_variance, dtype)
+    observations = _refuse_out_of_range(
+        observations, factors, model.noise_variance, real_dtype, batch
+    )
     lead = ("batch",) if batch else ()
     tables = {
         "observed_data": {"y": ((*lead, *labels.dims["y"]), tensor)},
         "constant_data": {
             f"dictionary_{i}": (
                 (labels.dims["y"][i + snapshots], labels.dims["coefficients"][i + snapshots]),
-                values_of(d),
+                np.asarray(d),
             )
             for i, d in enumerate(dictionaries)
         },
@@ -472,29 +428,24 @@ def _prepare_batch(tensor, factors, noise_variance, dtype):
     return jax.vmap(lambda item: prepare_observations(item, factors, noise_variance, dtype))(tensor)
 
 
-def prediction_inputs(inputs, factors, labels):
-    """New dictionaries in the scaled problem's units, with the sizes and names of the result."""
+def prediction_target(inputs, factors, labels):
+    """New dictionaries in the scaled problem's units and precision, names and coordinates."""
     layout = factors.layout
-    inputs = check_dictionaries(inputs)
-    shapes = tuple(values_of(d).shape for d in inputs)
+    inputs = _check_matrices("inputs", inputs)
+    shapes = tuple(d.shape for d in inputs)
     if tuple(shape[1] for shape in shapes) != layout.columns:
         raise ValueError(
             f"inputs must have {layout.columns} columns, one matrix an axis, got shapes {shapes}"
         )
-    dtype = factors.reduced[0].dtype
+    dims, coords = prediction_labels(inputs, layout, labels)
+    real_dtype = factors.masks[0].dtype
     new_factors = []
     for group, unit in zip(layout.groups, np.asarray(factors.units), strict=True):
-        dense = (
-            functools.reduce(np.kron, [np.asarray(values_of(inputs[axis])) for axis in group])
-            / unit
-        )
-        new_factors.append(jnp.asarray(dense, jnp.result_type(dtype, dense.dtype)))
-    lead = labels.dims["y"][:1] if layout.snapshots else ()
-    dims = tuple(
-        d.dims[0] if isinstance(d, xr.DataArray) else f"prediction_{i}"
-        for i, d in enumerate(inputs)
-    )
-    return (*lead, *dims), NewFactors(tuple(new_factors), tuple(shape[0] for shape in shapes))
+        dense = functools.reduce(np.kron, [np.asarray(inputs[axis]) for axis in group]) / unit
+        kind = np.result_type(real_dtype, np.complex64) if np.iscomplexobj(dense) else real_dtype
+        new_factors.append(jnp.asarray(dense, kind))
+    sizes = tuple(shape[0] for shape in shapes)
+    return PredictionTarget(dims, coords, NewFactors(tuple(new_factors), sizes))
 
 
 def sample_prior(model, key):
@@ -505,14 +456,14 @@ def sample_prior(model, key):
         if model.noise_variance is not None
         else priors.simulable("noise_prior", model.noise_prior)
     )
-    shapes = [values_of(d).shape for d in model.dictionaries]
+    shapes = [d.shape for d in model.dictionaries]
     groups = check_groups(model.scales, model.dictionaries, model.coupling)
     layout = Layout(groups, tuple(s[0] for s in shapes), tuple(s[1] for s in shapes), False)
     with double_precision():
-        real_dtype, dtype = working_type(model.dictionaries, values_of(model.dictionaries[0]))
+        real_dtype, dtype = working_type(model.dictionaries, model.dictionaries[0])
         drawn = _draw_from_priors(
             as_key(key, "draws are random"),
-            tuple(jnp.asarray(values_of(d)) for d in model.dictionaries),
+            tuple(jnp.asarray(np.asarray(d)) for d in model.dictionaries),
             scale_prior,
             noise_prior,
             jnp.asarray(0.0 if model.noise_variance is None else model.noise_variance),

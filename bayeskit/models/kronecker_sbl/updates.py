@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Float
 
 from bayeskit.linalg import safe
@@ -30,6 +31,7 @@ from bayeskit.models.kronecker_sbl.structure import sum_except
 _ALTERNATING_SWEEPS = 30
 _ALTERNATING_TOLERANCE = 1e-5
 _NEWTON_STEPS = 30
+_UNCOUPLING_STEPS = 200
 
 
 class InverseGammaPrior(NamedTuple):
@@ -50,6 +52,30 @@ def couple(weights, strength):
     """``C h`` (and ``C^T h``: the matrix is symmetric) for coupling ``strength`` β."""
     neighbours = jnp.pad(weights[1:], (0, 1)) + jnp.pad(weights[:-1], (1, 0))
     return weights + strength * neighbours
+
+
+def uncouple(scales, strength):
+    """Weights whose coupled scales come close to the given ones; exact without coupling.
+
+    Where the matrix of :func:`couple` is singular, or the scales are no coupled weights, so that
+    its inverse gives negative ones, the multiplicative update of the weights themselves, with the
+    scales as target, leads to positive ones.
+    """
+    positive = scales > 0
+    target = jnp.where(positive, scales, 1.0)
+
+    def step(_, weights):
+        fitted = couple(weights, strength)
+        inverse = jnp.where(positive, 1.0 / jnp.where(fitted > 0, fitted, 1.0), 0.0)
+        ratio = couple(target * inverse**2, strength) / couple(inverse, strength)
+        return weights * jnp.sqrt(jnp.where(positive, ratio, 0.0))
+
+    off_diagonal = jnp.full(scales.shape[0] - 1, strength)
+    matrix = lx.TridiagonalLinearOperator(jnp.ones_like(scales), off_diagonal, off_diagonal)
+    solved = lx.linear_solve(matrix, scales, lx.Tridiagonal(), throw=False).value
+    usable = jnp.isfinite(solved) & (solved > 0)
+    start = jnp.where(usable, solved, scales / (1.0 + 2.0 * strength))
+    return jax.lax.fori_loop(0, _UNCOUPLING_STEPS, step, jnp.where(positive, start, 0.0))
 
 
 def scale_update(weights, scales, strength, signal, leverage, size, prior, kappa, kind):
