@@ -9,11 +9,13 @@ from bayeskit.posterior import Labels
 _RESERVED = {"batch", "chain", "coefficients", "draw", "iteration", "noise_variance", "part", "y"}
 
 
-def _named(array, axis, fallback):
+def _named(array, axis, fallback) -> str:
     """Name of a dimension: the user's, unless there is none or it is the one xarray makes up."""
     if not isinstance(array, xr.DataArray):
         return fallback
     name = array.dims[axis]
+    if not isinstance(name, str):
+        raise TypeError(f"names of dimensions must be strings, got {name!r}")
     made_up = name == f"dim_{axis % array.ndim}" and name not in array.coords
     return fallback if made_up else name
 
@@ -44,8 +46,6 @@ def _require_distinct(places):
     """Raise where one name stands for two dimensions, or for something of the result's own."""
     seen = {}
     for name, place in places:
-        if not isinstance(name, str):
-            raise TypeError(f"names of dimensions must be strings, got {name!r} in {place}")
         if name in _RESERVED or name.startswith(("scales_", "dictionary_")):
             raise ValueError(f"{place} has the dimension {name!r}, a name of the result's own")
         if name in seen:
@@ -67,7 +67,7 @@ def make_labels(data, dictionaries, layout, batch) -> Labels:
     """
     axes = len(dictionaries)
     atoms = tuple(_named(d, 1, f"atoms_{i}") for i, d in enumerate(dictionaries))
-    lead = (_named(data, int(batch), "snapshot"),) if layout.snapshots else ()
+    lead = tuple(_named(data, axis, "snapshot") for axis in [int(batch)] if layout.snapshots)
     rows = tuple(
         _named(data, i - axes, _named(d, 0, f"measurements_{i}"))
         for i, d in enumerate(dictionaries)
@@ -77,8 +77,8 @@ def make_labels(data, dictionaries, layout, batch) -> Labels:
     coords = {}
     if batch:
         coords["batch"] = _coordinates(data, 0)
-    if layout.snapshots:
-        coords[lead[0]] = _coordinates(data, int(batch))
+    for name in lead:
+        coords[name] = _coordinates(data, int(batch))
     for i, (row, atom, dictionary) in enumerate(zip(rows, atoms, dictionaries, strict=True)):
         name = f"dictionaries[{i}]"
         own = _named(dictionary, 0, row)
