@@ -11,7 +11,8 @@ from bayeskit.errors import (
 )
 from bayeskit.inference.driver import infer, infer_batch
 from bayeskit.linalg.sharding import make_mesh
-from bayeskit.posterior import Convergence, Posterior, Prediction, load
+from bayeskit.posterior import Posterior, load
+from bayeskit.results import Convergence, Prediction
 from bayeskit.selection import Selection, select
 
 __all__ = [

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import bayeskit as bk
-from bayeskit.posterior import AbstractApproximation
+from bayeskit.results import AbstractApproximation
 from bayeskit.testing import calibrate
 from bayeskit.testing.calibration import _inside, uniformity_p_value
 from tests.registered import kronecker_problem

@@ -18,8 +18,9 @@ from bayeskit.inference.ascent import EM, MessagePassing, check_integer
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
 from bayeskit.inference.mcmc import MCMC
 from bayeskit.models.base import AbstractModel
-from bayeskit.posterior import Convergence, Posterior
+from bayeskit.posterior import Posterior
 from bayeskit.precision import as_key, double_precision, refuse_transformation
+from bayeskit.results import Convergence
 from bayeskit.validation import owned
 
 METHODS = (EM, MessagePassing, MCMC)

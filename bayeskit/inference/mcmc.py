@@ -15,7 +15,7 @@ from numpyro.infer.util import ParamInfo, constrain_fn, potential_energy, uncons
 from bayeskit.inference.ascent import check_integer, check_number
 from bayeskit.inference.base import AbstractMethod, Fit
 from bayeskit.models.base import SupportsMCMC
-from bayeskit.posterior import AbstractApproximation, map_in_blocks
+from bayeskit.results import AbstractApproximation, map_in_blocks
 
 _CONDITIONAL_BLOCK = 8
 _RHAT_LIMIT = 1.01
@@ -168,19 +168,11 @@ class MCMC(AbstractMethod):
         max_tree_depth=10,
         dense_mass=False,
     ):
-        for name, value, smallest in (
-            ("num_warmup", num_warmup, 1),
-            ("num_samples", num_samples, 4),
-            ("num_chains", num_chains, 1),
-            ("max_tree_depth", max_tree_depth, 1),
-        ):
-            check_integer(name, value, smallest)
-        check_number("target_accept", target_accept, 0.01, 1.0)
-        self.num_warmup = num_warmup
-        self.num_samples = num_samples
-        self.num_chains = num_chains
-        self.target_accept = target_accept
-        self.max_tree_depth = max_tree_depth
+        self.num_warmup = check_integer("num_warmup", num_warmup, 1)
+        self.num_samples = check_integer("num_samples", num_samples, 4)
+        self.num_chains = check_integer("num_chains", num_chains, 1)
+        self.target_accept = check_number("target_accept", target_accept, 0.01, 1.0)
+        self.max_tree_depth = check_integer("max_tree_depth", max_tree_depth, 1)
         self.dense_mass = bool(dense_mass)
 
     def __repr__(self):

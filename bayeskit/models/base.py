@@ -14,7 +14,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from bayeskit.posterior import AbstractApproximation, Labels, Posterior, PredictionTarget
+from bayeskit.posterior import Posterior
+from bayeskit.results import AbstractApproximation, Labels, PredictionTarget
 from bayeskit.storage import storable
 
 

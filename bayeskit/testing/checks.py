@@ -28,8 +28,9 @@ import xarray as xr
 from bayeskit.errors import BayeskitWarning, ConvergenceWarning
 from bayeskit.inference import checkpoint as checkpoints
 from bayeskit.inference.driver import infer, infer_batch
-from bayeskit.posterior import Posterior, Prediction
+from bayeskit.posterior import Posterior
 from bayeskit.precision import as_key
+from bayeskit.results import Prediction
 
 _DRAWS = 1000
 _TREE = {"num_draws": _DRAWS, "posterior_predictive": True}

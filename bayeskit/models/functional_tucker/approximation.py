@@ -12,8 +12,9 @@ from bayeskit import statespace
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.priors import inverse_gamma_moments
-from bayeskit.posterior import AbstractApproximation, Posterior, Prediction
+from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
+from bayeskit.results import AbstractApproximation, Prediction
 
 _ROW_BLOCK = 4096
 _PINNED = 1e10
@@ -316,7 +317,7 @@ class FunctionalTuckerPosterior(Posterior):
         k = self._mode(mode)
         model = self.prepared.model
         dims = self.labels.dims[f"mode_{mode}"]
-        if self._chains is not None:
+        if self.chains is not None:
             if points is not None:
                 raise TypeError("functions of chains are known at the points of the fit only")
             drawn = self.to_datatree(sites=[f"mode_{mode}"])["posterior"].dataset
@@ -329,7 +330,7 @@ class FunctionalTuckerPosterior(Posterior):
             column = tables.check_column(model.modes[k], points)
             span = tables.span_of(model.modes[k], known)
             steps, at_known, at_points = tables.union(model.modes[k], known, column, span)
-            found = self._call(_moments_of_mode, k, steps, at_known)
+            found = self.evaluate(_moments_of_mode, k, steps, at_known)
         mean, second = found.mean, found.second
         turn = principal_axes(mean[np.asarray(at_known)], mixing=model.core == "tucker")
         covariance = second - mean[:, :, None] * mean[:, None, :]

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from bayeskit.models.functional_tucker.sweep import Rows
-from bayeskit.posterior import Labels
+from bayeskit.results import Labels
 from bayeskit.validation import check_finite, values_of
 
 _SKETCH_ROWS = 1024

@@ -41,8 +41,8 @@ from bayeskit.models.functional_tucker.approximation import (
     spread_messages,
 )
 from bayeskit.models.functional_tucker.mode import Mode
-from bayeskit.posterior import PredictionTarget
 from bayeskit.precision import as_key, double_precision, to_host
+from bayeskit.results import PredictionTarget
 from bayeskit.statespace.kernels import names_in_index_units
 
 _STARTS = 4

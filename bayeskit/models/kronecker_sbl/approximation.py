@@ -11,7 +11,8 @@ from bayeskit.models.kronecker_sbl import structure
 from bayeskit.models.kronecker_sbl.messages import Messages
 from bayeskit.models.kronecker_sbl.problem import normalised_scales
 from bayeskit.models.priors import inverse_gamma_moments
-from bayeskit.posterior import AbstractApproximation, Posterior
+from bayeskit.posterior import Posterior
+from bayeskit.results import AbstractApproximation
 
 _MOMENT_DRAWS = 4096
 

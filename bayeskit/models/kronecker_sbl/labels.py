@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from bayeskit.posterior import Labels
+from bayeskit.results import Labels
 
 # Of the result tree's own dimensions and variables.
 _RESERVED = {"batch", "chain", "coefficients", "draw", "iteration", "noise_variance", "part", "y"}

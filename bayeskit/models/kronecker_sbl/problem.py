@@ -16,8 +16,8 @@ from bayeskit.linalg.contract import kronecker_multiply, outer
 from bayeskit.models import priors
 from bayeskit.models.kronecker_sbl import structure, updates
 from bayeskit.models.kronecker_sbl.labels import make_labels, prediction_labels
-from bayeskit.posterior import PredictionTarget
 from bayeskit.precision import as_key, double_precision, is_distributed, to_host
+from bayeskit.results import PredictionTarget
 from bayeskit.validation import check_finite, is_numeric, values_of
 
 _DENSE_GROUP_ENTRIES = 2 * 10**8

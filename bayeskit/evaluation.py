@@ -1,0 +1,78 @@
+"""Pure functions of (approximation, model, data, …): compiled once a shape, mapped over a batch."""
+
+import equinox as eqx
+import jax
+
+from bayeskit.results import map_in_blocks
+
+_DRAW_BLOCK = 16
+
+
+def moments(approximation, model, data):
+    """Mean and variance of every site."""
+    return approximation.moments(model, data)
+
+
+def plugged_in(approximation, model, data):
+    """Sites that were estimated by a number."""
+    return approximation.plugged_in(model, data)
+
+
+def draws(approximation, model, data, key, count):
+    """Independent draws (count, …) by site."""
+    keys = jax.random.split(key, count)
+    return map_in_blocks(lambda key: approximation.sample(key, model, data), keys, _DRAW_BLOCK)
+
+
+def draws_and_data(approximation, model, data, key, count, targets):
+    """Draws (chain, draw, …) by site, and data simulated from them at every one of ``targets``."""
+    if approximation.chains is None:
+        drawn = draws(approximation, model, data, key, count)
+        drawn = jax.tree.map(lambda leaf: leaf[None], drawn)
+    else:
+        drawn = approximation.chain_draws(key, model, data)
+    chains, each = approximation.chains or (1, count)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
+    fixed = approximation.plugged_in(model, data)
+    simulated = {}
+    for index, (name, inputs) in enumerate(targets.items()):
+        keys = jax.random.split(jax.random.fold_in(key, index), chains * each)
+        values = map_in_blocks(
+            lambda item, inputs=inputs: model.sample_data(
+                data, item[0], {**fixed, **item[1]}, inputs
+            ),
+            (keys, flat),
+            _DRAW_BLOCK,
+        )
+        simulated[name] = values.reshape(chains, each, *values.shape[1:])
+    return drawn, simulated
+
+
+def predict(approximation, model, data, inputs, include_noise):
+    """Mean and variance of predicted data."""
+    return approximation.predict(inputs, include_noise, model, data)
+
+
+def log_predictive(approximation, model, data):
+    """Log densities of every observation, left out and not."""
+    return approximation.log_predictive(model, data)
+
+
+@eqx.filter_jit
+def evaluate(function, approximation, model, data, batched, *rest):
+    """A function of this module, mapped over the data sets of a batch."""
+    if not batched:
+        return function(approximation, model, data, *rest)
+    return jax.lax.map(lambda item: function(item[0], model, item[1], *rest), (approximation, data))
+
+
+@eqx.filter_jit
+def evaluate_random(function, approximation, model, data, batched, key, *rest):
+    """As :func:`evaluate`, for functions that take a key."""
+    if not batched:
+        return function(approximation, model, data, key, *rest)
+    # Data sets are independent, and so are the draws of their posteriors.
+    keys = jax.random.split(key, jax.tree.leaves(data)[0].shape[0])
+    return jax.lax.map(
+        lambda item: function(item[0], model, item[1], item[2], *rest), (approximation, data, keys)
+    )
