@@ -36,13 +36,12 @@ class WrongVariance(Conditional):
 
 
 class WrongSBL(bk.models.KroneckerSBL):
-    """Wrong variances, and data written into."""
+    """Wrong variances, and an argument written into."""
 
-    def prepare(self, data, *, batch=False):
-        prepared = super().prepare(data, batch=batch)
+    def sample_prior(self, key):
         self.dictionaries[0].flags.writeable = True
         self.dictionaries[0][0, 0] += 1e-9
-        return prepared
+        return super().sample_prior(key)
 
     def em_finish(self, data, parameters):
         approximation, *rest = super().em_finish(data, parameters)
@@ -50,7 +49,7 @@ class WrongSBL(bk.models.KroneckerSBL):
 
 
 def test_failures_are_found_collected_and_named(monkeypatch):
-    some = ("fits", "keys", "moments_match_draws", "arguments_unchanged")
+    some = ("fits", "keys", "sample_prior", "moments_match_draws", "arguments_unchanged")
     monkeypatch.setattr(checks, "CHECKS", {name: CHECKS[name] for name in some})
     problem = REGISTERED[0]
     model = WrongSBL(problem.model.dictionaries, scale_prior=problem.model.scale_prior)
@@ -58,7 +57,7 @@ def test_failures_are_found_collected_and_named(monkeypatch):
     with pytest.raises(AssertionError) as caught:
         check_model(model, bk.inference.EM(), problem.data, 0, expected_failed=expected_failed)
     message = str(caught.value)
-    assert "2 of 4 checks failed" in message
+    assert "2 of 5 checks failed" in message
     assert "moments_match_draws: variances of coefficients" in message
     assert "keys: passed, but was expected to fail (a control)" in message
 
