@@ -9,7 +9,7 @@ from bayeskit.errors import (
     ConvergenceWarning,
     PrecisionWarning,
 )
-from bayeskit.inference.driver import infer, infer_batch
+from bayeskit.inference.driver import infer, infer_batch, update
 from bayeskit.linalg.sharding import make_mesh
 from bayeskit.posterior import Posterior, load
 from bayeskit.results import Convergence, Prediction
@@ -37,4 +37,5 @@ __all__ = [
     "models",
     "select",
     "testing",
+    "update",
 ]

@@ -228,16 +228,22 @@ class MessagePassing(_Ascent):
     ----------
     max_iterations, tolerance, restarts
         As for :class:`EM`.
+    damping : float
+        Share of the old messages that a sweep keeps, below one. Zero, the default, keeps nothing,
+        and the bound never falls.
 
     Examples
     --------
     >>> import bayeskit as bk
     >>> bk.inference.MessagePassing()
-    MessagePassing(max_iterations=500, tolerance=0.001, restarts=1)
+    MessagePassing(max_iterations=500, tolerance=0.001, restarts=1, damping=0.0)
     """
 
-    def __init__(self, *, max_iterations=500, tolerance=1e-3, restarts=1):
+    damping: float
+
+    def __init__(self, *, max_iterations=500, tolerance=1e-3, restarts=1, damping=0.0):
         self._set_loop(max_iterations, tolerance, restarts)
+        self.damping = check_number("damping", damping, 0.0, 1.0)
 
     def __repr__(self):
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
@@ -252,6 +258,7 @@ class MessagePassing(_Ascent):
             "max_iterations": int(self.max_iterations),
             "tolerance": float(self.tolerance),
             "restarts": self.restarts,
+            "damping": float(self.damping),
         }
 
     def check(self, model):
@@ -261,7 +268,7 @@ class MessagePassing(_Ascent):
         return self._start(model.messages_init(data, key, lane, initial))
 
     def step(self, model, data, state):
-        updated, bound = model.messages_sweep(data, state.parameters)
+        updated, bound = model.messages_sweep(data, state.parameters, self.damping)
         return self._advance(state, updated, bound, lambda p: model.messages_monitored(data, p))
 
     def finish(self, model, data, states, records):

@@ -17,7 +17,7 @@ from bayeskit.inference import checkpoint as checkpoints
 from bayeskit.inference.ascent import EM, MessagePassing, check_integer
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
 from bayeskit.inference.mcmc import MCMC
-from bayeskit.models.base import AbstractModel
+from bayeskit.models.base import AbstractModel, SupportsUpdate
 from bayeskit.posterior import Posterior
 from bayeskit.precision import as_key, double_precision, refuse_transformation
 from bayeskit.results import Convergence
@@ -190,7 +190,7 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
 
 
 def _start_values(initial, prepared):
-    """Means by site of an earlier posterior, if the model can start from it."""
+    """What an earlier posterior tells the start, if it fits the model."""
     if initial is None:
         return None
     model = prepared.model
@@ -202,15 +202,60 @@ def _start_values(initial, prepared):
         )
     if initial.batch is not None:
         raise ValueError("initial is the posterior of a batch; one of a single data set is needed")
-    mean = initial.mean
-    for site, shape in model.initial_shapes(prepared.data).items():
-        found = np.shape(mean[site]) if site in mean else "no such site"
-        if found != shape:
-            raise ValueError(
-                f"initial does not fit the model: {site} is expected to have the shape {shape}, "
-                f"got {found}"
-            )
-    return mean
+    return model.start_from(initial, prepared.data, prepared.labels)
+
+
+def update(posterior, new_data, *, key=None, progress=False) -> Posterior:
+    """Go on from a posterior with more data.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Of a single data set, by any method; its model, data and method are kept.
+    new_data
+        More of what the model was fitted to: further rows of a table, further snapshots.
+    key : int or JAX key, optional
+        As for :func:`infer`.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Posterior
+        Given all data together: what a new fit to them finds, up to the method's tolerance (and to
+        which of several maxima is nearest), started where the earlier one ended.
+
+    Raises
+    ------
+    TypeError
+        If the family cannot go on, or the posterior is of a batch.
+
+    Notes
+    -----
+    All data are kept, so that nothing is approximated twice: a sweep costs what one of a new fit
+    costs, and few are needed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bayeskit as bk
+    >>> generator = np.random.default_rng(0)
+    >>> indices = generator.uniform(size=(200, 2))
+    >>> values = np.sin(6 * indices[:, 0]) * np.cos(4 * indices[:, 1])
+    >>> model = bk.models.FunctionalTucker(["x", "z"], ranks=1)
+    >>> first = bk.infer(model, (indices[:150], values[:150]))
+    >>> bk.update(first, (indices[150:], values[150:])).predict().mean.shape
+    (200,)
+    """
+    if not isinstance(posterior, Posterior):
+        raise TypeError(f"posterior must be a Posterior, got {type(posterior).__name__}")
+    if posterior.batch is not None:
+        raise TypeError("update is for one data set; index the batch's data and fit it alone")
+    model = posterior.model.with_estimates(None)
+    if not isinstance(model, SupportsUpdate):
+        raise TypeError(f"{type(model).__name__} cannot be updated: fit all data together by infer")
+    data = model.joined(posterior.data, new_data)
+    return infer(model, data, posterior.method, key=key, initial=posterior, progress=progress)
 
 
 def _caveats_of_batch(method, fits, model):

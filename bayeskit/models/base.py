@@ -93,11 +93,16 @@ class AbstractModel(eqx.Module):
         """Inputs of a prediction validated and converted, and names of its dimensions."""
 
     @abc.abstractmethod
-    def initial_shapes(self, data) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the sites that a start from an earlier posterior needs, by name.
+    def start_from(self, posterior, data, labels):
+        """What the start functions of methods get as ``initial`` from an earlier posterior.
 
-        Sites that the model has and a start can do without (their documented start is then taken)
-        have no entry; where the earlier posterior has more, they are ignored.
+        ``posterior`` is one of the same class of model and of a single data set; ``data`` and
+        ``labels`` are the new ones.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit, saying what differs.
         """
 
     @abc.abstractmethod
@@ -118,6 +123,20 @@ class AbstractModel(eqx.Module):
         return Posterior
 
 
+class SupportsUpdate(AbstractModel):
+    """Data that come bit by bit: :func:`bayeskit.update`."""
+
+    @abc.abstractmethod
+    def joined(self, data, new_data):
+        """All data together, in a form that ``prepare`` takes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the two do not go together.
+        """
+
+
 class SupportsEM(AbstractModel):
     """Expectation maximisation: hyper-parameters by maximum evidence (or posterior mode)."""
 
@@ -134,8 +153,8 @@ class SupportsEM(AbstractModel):
     def em_init(self, data, key, lane, initial, m_step: str):
         """Start values for ``m_step``.
 
-        Lane 0 is the documented start, others are random; ``initial`` may be a dict by site to
-        start from, or ``None``.
+        Lane 0 is the documented start, others are random; ``initial`` is what
+        :meth:`start_from` gave, or ``None``.
         """
 
     @abc.abstractmethod
@@ -167,8 +186,11 @@ class SupportsMessages(AbstractModel):
         """Start values; as for ``em_init``."""
 
     @abc.abstractmethod
-    def messages_sweep(self, data, messages):
-        """One sweep over all messages: new messages, and the bound at the *old* ones."""
+    def messages_sweep(self, data, messages, damping):
+        """One sweep over all messages: new messages, and the bound at the *old* ones.
+
+        ``damping``: the share of the old messages that is kept.
+        """
 
     @abc.abstractmethod
     def messages_monitored(self, data, messages):

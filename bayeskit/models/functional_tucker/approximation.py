@@ -330,7 +330,7 @@ class FunctionalTuckerPosterior(Posterior):
             column = tables.check_column(model.modes[k], points)
             span = tables.span_of(model.modes[k], known)
             steps, at_known, at_points = tables.union(model.modes[k], known, column, span)
-            found = self.evaluate(_moments_of_mode, k, steps, at_known)
+            found = self.evaluate(moments_at_points, k, steps, at_known)
         mean, second = found.mean, found.second
         turn = principal_axes(mean[np.asarray(at_known)], mixing=model.core == "tucker")
         covariance = second - mean[:, :, None] * mean[:, None, :]
@@ -370,7 +370,8 @@ class FunctionalTuckerPosterior(Posterior):
         return found
 
 
-def _moments_of_mode(approximation, model, data, k, steps, known):
+def moments_at_points(approximation, model, data, k, steps, known):
+    """Moments of the functions of mode ``k`` at more points; for ``Posterior.evaluate``."""
     functions = approximation.functions()
     inputs = tables.Inputs((steps,), (known,), (known,))
     return moments_of_mode(functions, model, k, inputs.steps[0], inputs.known[0])

@@ -117,6 +117,28 @@ def columns_of(model, data, with_values=True):
     return columns, values
 
 
+def joined(model, data, new_data):
+    """Rows of two tables: a DataFrame where both are, else columns and values.
+
+    Raises
+    ------
+    TypeError
+        If an index has numbers in one and dates or names in the other.
+    """
+    parts = [_one(model, *columns_of(model, each)) for each in (data, new_data)]
+    for k, mode in enumerate(model.modes):
+        kinds = [part["columns"][k].dtype.kind for part in parts]
+        if kinds[0] != kinds[1] and not set(kinds) <= set("iu"):
+            types = [part["columns"][k].dtype for part in parts]
+            raise TypeError(f"index {mode.name!r} has {types[1]}, the data so far have {types[0]}")
+    if isinstance(data, pd.DataFrame) and isinstance(new_data, pd.DataFrame):
+        wanted = [*(mode.name for mode in model.modes), model.value]
+        return pd.concat([data[wanted], new_data[wanted]], ignore_index=True)
+    columns = zip(*(part["columns"] for part in parts), strict=True)
+    values = np.concatenate([part["values"] for part in parts])
+    return tuple(np.concatenate(pair) for pair in columns), values
+
+
 def _columns_of_array(names, data):
     if set(names) != set(data.dims):
         raise ValueError(f"data has the dims {data.dims}, the modes are {tuple(names)}")

@@ -28,11 +28,12 @@ from bayeskit.models.base import (
     SupportsEM,
     SupportsMCMC,
     SupportsMessages,
+    SupportsUpdate,
     best_of,
     key_of_lane,
 )
 from bayeskit.models.functional_tucker import data as tables
-from bayeskit.models.functional_tucker import sweep
+from bayeskit.models.functional_tucker import starts, sweep
 from bayeskit.models.functional_tucker.approximation import (
     Factorised,
     FunctionalTuckerPosterior,
@@ -47,7 +48,6 @@ from bayeskit.statespace.kernels import names_in_index_units
 
 _STARTS = 4
 _TRIAL_SWEEPS = 10
-_START_NOISE = 0.25  # share of the values' power
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
 _START_LENGTHSCALE = 0.2  # of the range of a mode's points
 _JITTER = 1e-10
@@ -64,7 +64,7 @@ class EMState(NamedTuple):
     ascent: tuple
 
 
-class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
+class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
     """Tucker decomposition with Gaussian-process functions of continuous or categorical indices.
 
     Parameters
@@ -246,6 +246,10 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         )
         return Prepared(prepared, observations, labels, groups)
 
+    def joined(self, data, new_data):
+        """Rows of both, in this order."""
+        return tables.joined(self, data, new_data)
+
     # Kernels: parameters are logarithms, lengthscales and periods divided by the span of the mode.
 
     def _units(self, data, k):
@@ -333,55 +337,6 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         prior = priors.inverse_gamma(self.noise_prior, data.unit**2, data.unit.dtype)
         return sweep.NoisePrior(*(p.astype(data.unit.dtype) for p in prior))
 
-    def _start(self, data, key):
-        """Functions that vary slowly at random, around random constants."""
-        dtype = data.unit.dtype
-
-        def normal(key, *shape):
-            # Single precision, so that the start is the same in every precision.
-            return jax.random.normal(key, shape, jnp.float32).astype(dtype)
-
-        keys = jax.random.split(key, len(self.modes) + 1)
-        modes = []
-        for k, (mode, rank) in enumerate(zip(self.modes, self.rank_tuple, strict=True)):
-            count = data.steps[k].shape[0]
-            level_key, phase_key, speed_key = jax.random.split(keys[k], 3)
-            if mode.categorical:
-                mean = normal(level_key, count, rank)
-            else:
-                place = jnp.cumsum(data.steps[k].at[0].set(0.0))
-                speed = normal(speed_key, rank)
-                phase = (
-                    2 * jnp.pi * jax.random.uniform(phase_key, (rank,), jnp.float32).astype(dtype)
-                )
-                level = normal(level_key, rank)
-                mean = level + jnp.cos(2 * jnp.pi * speed * place[:, None] + phase)
-            second = mean[:, :, None] * mean[:, None, :] + 0.1 * jnp.eye(rank, dtype=dtype)
-            modes.append(sweep.Moments(mean, second))
-        core = None
-        if self.core == "tucker":
-            mean = normal(keys[-1], math.prod(self.rank_tuple))
-            core = sweep.Moments(
-                mean, jnp.outer(mean, mean) + 0.1 * jnp.eye(len(mean), dtype=dtype)
-            )
-        zero = jnp.zeros((), dtype)
-        precision = 1.0 / data.noise_variance
-        if self.noise_variance is None:
-            precision = zero + 1.0 / _START_NOISE
-        return sweep.FactorMessages(
-            modes=tuple(modes),
-            shifts=tuple(jnp.zeros_like(m.mean) for m in modes),
-            precisions=tuple(jnp.zeros_like(m.second) for m in modes),
-            divergences=jnp.zeros(len(modes), dtype),
-            core=core,
-            offset=sweep.Moments(zero, zero),
-            noise_concentration=zero + 1.0,
-            noise_rate=1.0 / precision,
-            precision=precision,
-            bound=zero,
-            sketch=jnp.zeros(len(data.sketch[0]), dtype),
-        )
-
     def _searched_start(self, data, key, lane, logs):
         """The best of four starts after ten sweeps."""
 
@@ -390,14 +345,27 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
                 0,
                 _TRIAL_SWEEPS,
                 lambda _, m: self._sweep(data, m, logs, None)[0],
-                self._start(data, key),
+                starts.random_messages(self, data, key),
             )
 
         candidates = jax.lax.map(trial, jax.random.split(key_of_lane(key, lane), _STARTS))
         return best_of(candidates, candidates.bound)[0]
 
-    def _sweep(self, data, messages, logs, ascent):
-        """Renew every factor in turn; with ``ascent``, move each mode's parameters uphill first."""
+    def _start(self, data, key, lane, initial, logs):
+        """Messages to start from: those of an earlier posterior, else the best of random ones."""
+        if initial is None or initial.messages is None:
+            return self._searched_start(data, key, lane, logs)
+        return self._sweep(data, initial.messages, logs, None)[0]
+
+    def start_from(self, posterior, data, labels):
+        """Kernel parameters, noise and (unless they are draws of chains) functions and core."""
+        return starts.from_posterior(self, posterior, data, labels)
+
+    def _sweep(self, data, messages, logs, ascent, damping=0.0):
+        """Renew every factor in turn; with ``ascent``, move each mode's parameters uphill first.
+
+        ``damping`` is the share of the old message that every message to the functions keeps.
+        """
         modes, shifts, precisions = map(
             list, (messages.modes, messages.shifts, messages.precisions)
         )
@@ -408,6 +376,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             sums = sweep.merged_messages(modes, messages.core, data.rows, k)
             shift = messages.precision * (sums[0] - offset.mean * sums[1])
             precision = messages.precision * sums[2]
+            shift = damping * shifts[k] + (1.0 - damping) * shift
+            precision = damping * precisions[k] + (1.0 - damping) * precision
             if ascent is None:
                 chain = self.chain(k, logs[k], data.steps[k])
                 smoothed = statespace.smooth(chain, shift, precision)
@@ -515,23 +485,25 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
                 f"got {priors.describe(self.noise_prior)}"
             )
 
-    def _given_logs(self, data, initial):
-        if initial is None:
-            return self.start_logs(data)
+    def logs_of(self, sites, data):
+        """Logarithms of kernel parameters given by site in the user's units."""
         return tuple(
             {
                 name: jnp.log(
-                    jnp.asarray(initial[f"{name}_{mode.name}"]) / self._units(data, k)[name]
-                )
+                    jnp.asarray(sites[f"{name}_{mode.name}"]) / self._units(data, k)[name]
+                ).astype(data.unit.dtype)
                 for name in self.parameter_names(mode)
             }
             for k, mode in enumerate(self.modes)
         )
 
+    def _start_logs(self, data, initial):
+        return self.start_logs(data) if initial is None else initial.logs
+
     def em_init(self, data, key, lane, initial, m_step):
         """The best of a few random starts after some sweeps of messages."""
-        logs = self._given_logs(data, initial)
-        messages = self._searched_start(data, key, lane, logs)
+        logs = self._start_logs(data, initial)
+        messages = self._start(data, key, lane, initial, logs)
         return EMState(messages, logs, tuple(_OPTIMISER.init(each) for each in logs))
 
     def em_step(self, data, parameters, m_step, prune):
@@ -565,11 +537,13 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
 
     def messages_init(self, data, key, lane, initial):
         """The best of a few random starts after some sweeps."""
-        return self._searched_start(data, key, lane, self._given_logs(data, initial))
+        # Messages keep the kernels as they were stated, whatever an earlier posterior had learned.
+        return self._start(data, key, lane, initial, self.start_logs(data))
 
-    def messages_sweep(self, data, messages):
+    def messages_sweep(self, data, messages, damping):
         """Renew every factor in turn, kernel parameters as they were given."""
-        return self._sweep(data, messages, self.start_logs(data), None)[0], messages.bound
+        renewed = self._sweep(data, messages, self.start_logs(data), None, damping)[0]
+        return renewed, messages.bound
 
     def messages_monitored(self, data, messages):
         """Fitted values and the noise's precision."""
@@ -598,14 +572,6 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
             return ()
         return ("the fit is constant: no function of the indices explains the values",)
 
-    def initial_shapes(self, data):
-        """Kernel parameters; the noise variance where there is one."""
-        return {
-            f"{name}_{mode.name}": (rank,)
-            for mode, rank in zip(self.modes, self.rank_tuple, strict=True)
-            for name in self.parameter_names(mode)
-        }
-
     def prediction_target(self, inputs, labels):
         """At indices (P, K), or at the rows of a DataFrame."""
         points = [labels.coords.get(mode.name) for mode in self.modes]
@@ -622,7 +588,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         key, *keys = jax.random.split(key, len(values) + 1)
         index = self.positions(data)
         if inputs is not None:
-            logs = self._given_logs(data, sites)
+            logs = self.logs_of(sites, data)
             known = pinned(values, logs, self, data)
             index = inputs.index
             values = [
@@ -717,7 +683,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         """Start values of the kernels, random functions, noise of a quarter of the power."""
         dtype = data.unit.dtype
         keys = iter(jax.random.split(key, 3 * sum(len(m.values) + 2 for m in self.modes) + 2))
-        logs = self._given_logs(data, initial)
+        logs = self._start_logs(data, initial)
         sites = {}
         for k, mode in enumerate(self.modes):
             units = self._prior_units(data, k)
@@ -733,10 +699,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC):
         if self.offset is None:
             sites["offset"] = 0.1 * jax.random.normal(next(keys), (), dtype)
         if self.noise_variance is None:
-            noise = jnp.asarray(_START_NOISE, dtype)
-            if initial is not None and "noise_variance" in initial:
-                noise = jnp.asarray(initial["noise_variance"], dtype) / data.unit**2
-            sites["noise_variance"] = noise * self._noise_unit(data)
+            noise = starts.START_NOISE if initial is None else 1.0 / initial.precision
+            sites["noise_variance"] = jnp.asarray(noise, dtype) * self._noise_unit(data)
         return sites
 
     def mcmc_conditional(self, data, sites):

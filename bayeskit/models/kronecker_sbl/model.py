@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
@@ -27,6 +28,7 @@ from bayeskit.models.base import (
     SupportsEM,
     SupportsMCMC,
     SupportsMessages,
+    SupportsUpdate,
     best_of,
     key_of_lane,
 )
@@ -61,7 +63,7 @@ class HyperParameters(NamedTuple):
     spectra: tuple
 
 
-class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
+class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
     r"""Sparse linear model with a Kronecker dictionary and Kronecker-structured scales.
 
     Parameters
@@ -197,6 +199,10 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             prepared,
         )
         return Prepared(prepared, observations, labels, tables)
+
+    def joined(self, data, new_data):
+        """Further snapshots after those there are."""
+        return problem.joined(self.dictionaries, data, new_data)
 
     def sample_prior(self, key):
         """Draw parameters and a tensor of measurements from the priors.
@@ -562,11 +568,26 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
             return self._searched_start(data, key, lane)
         return self._plain_start(data, key, lane, initial)
 
-    def messages_sweep(self, data, messages):
-        """Renew ``q(x)`` and the factors of one group after the other."""
-        return self._fixed_point_sweep(
+    def messages_sweep(self, data, messages, damping):
+        """Renew ``q(x)`` and the factors of one group after the other.
+
+        Damping mixes the logarithms of the effective scales and of the noise variance.
+        """
+        renewed, bound = self._fixed_point_sweep(
             data, messages, self._evaluate_bound, "mackay", "expectation"
         )
+        return jax.lax.cond(
+            damping > 0, lambda: self._damped(messages, renewed, damping), lambda: renewed
+        ), bound
+
+    def _damped(self, old, new, damping):
+        def mix(a, b):
+            return jnp.where(b > 0, a**damping * b ** (1.0 - damping), 0.0)
+
+        weights = jax.tree.map(mix, old.weights, new.weights)
+        noise = mix(old.noise_variance, new.noise_variance)
+        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
+        return HyperParameters(weights, noise, spectra)
 
     def _messages(self, data, parameters):
         noise_prior = self._noise_prior(data) if self._learns_noise else None
@@ -718,10 +739,15 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC):
         """At new dictionaries (P_i, N_i), one an axis."""
         return problem.prediction_target(inputs, self.factors, labels)
 
-    def initial_shapes(self, data):
-        """The scales; the noise variance where there is one."""
-        layout = self.factors.layout
-        return {
-            f"scales_{g}": tuple(layout.columns[axis] for axis in group)
-            for g, group in enumerate(layout.groups)
-        }
+    def start_from(self, posterior, data, labels):
+        """Scales, and the noise variance where there is one, by site."""
+        layout, mean = self.factors.layout, posterior.mean
+        for g, group in enumerate(layout.groups):
+            site, shape = f"scales_{g}", tuple(layout.columns[axis] for axis in group)
+            found = np.shape(mean[site]) if site in mean else "no such site"
+            if found != shape:
+                raise ValueError(
+                    f"initial does not fit the model: {site} is expected to have the shape "
+                    f"{shape}, got {found}"
+                )
+        return {site: value for site, value in mean.items() if site != "coefficients"}

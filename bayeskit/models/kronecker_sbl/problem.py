@@ -328,6 +328,23 @@ def check_tensor(data, dictionaries, batch):
     return tensor, own != rows
 
 
+def joined(dictionaries, data, new_data):
+    """Snapshots of two tensors, which share the scales; one without snapshots is one of them."""
+    named = [isinstance(each, xr.DataArray) for each in (data, new_data)]
+    if any(named) != all(named):
+        raise TypeError("new_data must be a DataArray where the data so far are one, and only then")
+    tensors = []
+    for each in (data, new_data):
+        tensor, snapshots = check_tensor(each, dictionaries, False)
+        kept = each if all(named) else tensor
+        if not snapshots:
+            kept = kept.expand_dims("snapshot") if isinstance(kept, xr.DataArray) else kept[None]
+        tensors.append(kept)
+    if all(named):
+        return xr.concat(tensors, dim=tensors[0].dims[0], join="exact")
+    return np.concatenate([np.asarray(tensor) for tensor in tensors])
+
+
 def prepare_observations(tensor, factors, noise_variance, dtype):
     """One data set in the form that the computations use; pure, mapped over a batch."""
     tensor = jnp.asarray(tensor, dtype)

@@ -1,0 +1,93 @@
+"""Going on with more data gives what a new fit to all of them gives."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from gpjax.kernels import Matern32
+
+import bayeskit as bk
+from bayeskit.inference import EM, MCMC, MessagePassing
+from bayeskit.models import FunctionalTucker, KroneckerSBL, Mode
+
+
+@pytest.fixture(scope="module")
+def days():
+    """A function of time seen at five stations, day after day."""
+    generator = np.random.default_rng(0)
+    time, station = np.sort(generator.uniform(0, 10, 400)), generator.integers(0, 5, 400)
+    loadings = generator.normal(size=5)
+    values = 3 + 2 * np.sin(1.7 * time) * loadings[station] + 0.1 * generator.normal(size=400)
+    return pd.DataFrame({"time": time, "station": [f"s{i}" for i in station], "value": values})
+
+
+MODES = (Mode("time", kernel=Matern32(lengthscale=2.0)), Mode("station", categorical=True))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [MessagePassing(tolerance=1e-7, max_iterations=5000), EM(tolerance=1e-7, max_iterations=5000)],
+    ids=["MessagePassing", "EM"],
+)
+def test_a_stream_of_days_agrees_with_a_refit(days, method):
+    model = FunctionalTucker(MODES, ranks=1, core="cp")
+    posterior = bk.infer(model, days[:330], method)
+    posterior = bk.update(posterior, days[330:])
+    refit = bk.infer(model, days, method)
+    assert posterior.convergence.iterations < refit.convergence.iterations
+    assert list(posterior.data["station"]) == list(days["station"])
+    ours, theirs = posterior.predict(), refit.predict()
+    deviation = np.sqrt(theirs.variance)
+    assert np.max(np.abs(ours.mean - theirs.mean) / deviation) < 0.02
+    np.testing.assert_allclose(np.sqrt(ours.variance), deviation, rtol=0.02)
+    noise = [fit.mean["noise_variance"] for fit in (posterior, refit)]
+    spread = np.sqrt(refit.variance["noise_variance"])
+    assert abs(noise[0] - noise[1]) < 0.02 * spread
+
+
+def test_snapshots_are_added():
+    generator = np.random.default_rng(1)
+    dictionaries = [generator.normal(size=(4, 6)), generator.normal(size=(5, 6))]
+    scales = np.outer([1, 0, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0.0])
+    coefficients = np.sqrt(scales) * generator.normal(size=(3, 6, 6))
+    data = np.einsum("ai,bj,sij->sab", *dictionaries, coefficients)
+    data = data + 0.05 * generator.normal(size=data.shape)
+    model, method = KroneckerSBL(dictionaries), EM(tolerance=1e-7, max_iterations=5000)
+    refit = bk.infer(model, data, method)
+    one_by_one = bk.infer(model, data[0], method)
+    for more in (data[1], data[2:]):
+        one_by_one = bk.update(one_by_one, more)
+    deviation = np.sqrt(refit.variance["coefficients"])
+    error = np.abs(one_by_one.mean["coefficients"] - refit.mean["coefficients"])
+    assert np.max(error / deviation) < 0.02
+    named = bk.infer(model, xr.DataArray(data[:2], dims=("day", "row", "column")), method)
+    with_names = bk.update(named, xr.DataArray(data[2:], dims=("day", "row", "column")))
+    assert with_names.labels.dims["coefficients"][0] == "day"
+    np.testing.assert_array_equal(with_names.data.values, data)
+    with pytest.raises(TypeError, match="new_data must be a DataArray"):
+        bk.update(named, data[2:])
+
+
+def test_what_cannot_be_updated_is_refused(days):
+    model = FunctionalTucker(MODES, ranks=2, core="cp")
+    posterior = bk.infer(model, days[:100], EM(max_iterations=5, tolerance=1.0))
+    with pytest.raises(TypeError, match="posterior must be a Posterior"):
+        bk.update(model, days)
+    with pytest.raises(ValueError, match="no column"):
+        bk.update(posterior, days[["time", "value"]])
+    other = days.assign(time=pd.to_datetime(days["time"], unit="D"))
+    with pytest.raises(TypeError, match=r"index 'time' has datetime64.* so far have float64"):
+        bk.update(posterior, other)
+    wider = FunctionalTucker(MODES, ranks=3, core="cp")
+    with pytest.raises(ValueError, match=r"initial has the ranks \(2, 2\), the model \(3, 3\)"):
+        bk.infer(wider, days[:100], initial=posterior)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not converge")
+def test_chains_start_from_kernels_and_noise_of_an_earlier_posterior(days):
+    model = FunctionalTucker(MODES, ranks=1, core="cp")
+    posterior = bk.infer(model, days[:60], EM(max_iterations=300))
+    short = MCMC(num_warmup=5, num_samples=5, num_chains=2)
+    assert np.all(
+        np.isfinite(bk.infer(model, days[:60], short, key=0, initial=posterior).predict().mean)
+    )
