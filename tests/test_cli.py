@@ -6,6 +6,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from bayeskit import cli, datasets
+from bayeskit.cli import fit
+from bayeskit.cli.console import InputError
 from bayeskit.reproduce import EXPERIMENTS
 
 runner = CliRunner()
@@ -138,14 +140,14 @@ def test_wrong_usage_has_exit_code_2(tmp_path):
 
 def test_parts_must_be_real_and_imaginary():
     array = xr.DataArray(np.ones((2, 3)), dims=("a", "part"), name="y")
-    with pytest.raises(cli.InputError, match="3 entries, not 2"):
-        cli._complex_of(array)
+    with pytest.raises(InputError, match="3 entries, not 2"):
+        fit.complex_of(array)
     named = xr.DataArray(
         [[1.0, 2.0]], dims=("a", "part"), coords={"part": ["imag", "real"]}, name="y"
     )
-    assert complex(cli._complex_of(named)[0]) == 2 + 1j
-    with pytest.raises(cli.InputError, match="real"):
-        cli._complex_of(named.assign_coords(part=["x", "y"]))
+    assert complex(fit.complex_of(named)[0]) == 2 + 1j
+    with pytest.raises(InputError, match="real"):
+        fit.complex_of(named.assign_coords(part=["x", "y"]))
 
 
 def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path):

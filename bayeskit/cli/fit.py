@@ -1,0 +1,266 @@
+"""``bayeskit fit``: a family, a file, a result."""
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import rich.box
+import typer
+import xarray as xr
+from gpjax.kernels import Matern12, Matern32, Matern52
+from rich.table import Table
+
+from bayeskit import inference
+from bayeskit.cli.console import InputError, input_checked, make_console, warnings_in_one_line
+from bayeskit.inference.driver import infer
+from bayeskit.models import FunctionalTucker, KroneckerSBL, Mode
+
+fit_app = typer.Typer(help="Fit a model to the data in a file.", no_args_is_help=True)
+
+METHODS = {
+    "em": inference.EM,
+    "messages": inference.MessagePassing,
+    "mcmc": inference.MCMC,
+}
+_KERNELS = {"matern12": Matern12, "matern32": Matern32, "matern52": Matern52}
+
+
+@fit_app.command("sbl")
+def fit_sbl(
+    data: Annotated[Path, typer.Argument(help="NetCDF with y, dictionary_0, dictionary_1, ….")],
+    out: Annotated[Path, typer.Option(help="NetCDF to write the result tree to.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "em",
+    noise_variance: Annotated[
+        float | None, typer.Option(help="Known noise variance; learned if left out.")
+    ] = None,
+    key: Annotated[int, typer.Option(help="Seed.")] = 0,
+    draws: Annotated[
+        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.", min=1)
+    ] = 1000,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the method, e.g. m_step=svd, restarts=4. Repeatable."),
+    ] = None,
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the model, e.g. coupling=[0.8,0,0.8]. Repeatable."),
+    ] = None,
+) -> None:
+    """Kronecker-structured sparse Bayesian learning of y = (H_0 ⊗ H_1 ⊗ …) x + noise.
+
+    The file has the measurements y, one dimension a dictionary (snapshots may come first), and
+    the matrices dictionary_0, dictionary_1, … of dimensions (measurement, atom). Names and
+    coordinates of dimensions reach the result. Complex variables are compound numbers, as
+    h5netcdf writes them, or have a last dimension "part" of real and imaginary parts.
+    """
+    with input_checked(), warnings_in_one_line():
+        chosen = _method(method, option)
+        settings = _settings("--model-option", model_option, KroneckerSBL)
+        if "noise_variance" in settings or "dictionaries" in settings:
+            raise InputError("--model-option: give --noise-variance, and dictionaries in the file")
+        _check_folder(out)
+        measurements, dictionaries = _read_problem(data)
+        model = KroneckerSBL(dictionaries, noise_variance=noise_variance, **settings)
+        posterior: Any = infer(model, measurements, chosen, key=key, progress=sys.stderr.isatty())
+        posterior.save(out, posterior.to_datatree(num_draws=draws))
+
+        table = Table(show_header=False, box=rich.box.SIMPLE)
+        mean = posterior.mean
+        found = int(posterior.support().sum())
+        table.add_row("coefficients", " × ".join(map(str, mean["coefficients"].shape)))
+        table.add_row("differ from zero", f"{found}, by their 95 % intervals")
+        if noise_variance is None:
+            table.add_row("noise variance", _noise_of(posterior))
+        _finish(table, posterior, out)
+
+
+def _method(name, options):
+    if name not in METHODS:
+        raise InputError(f"--method {name!r} is not one of {', '.join(METHODS)}")
+    return METHODS[name](**_settings("--option", options, METHODS[name]))
+
+
+def _check_folder(out):
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+
+
+def _noise_of(posterior):
+    noise = f"{float(posterior.mean['noise_variance']):.6g}"
+    if "noise_variance" not in posterior.plugged_in:
+        noise += f" ± {float(np.sqrt(posterior.variance['noise_variance'])):.2g}"
+    return noise
+
+
+def _finish(table, posterior, out):
+    """Add how the fit ended, and print."""
+    status, console = posterior.convergence, make_console()
+    if posterior.log_evidence is not None:
+        table.add_row("log evidence", f"{posterior.log_evidence:.6g} nats")
+    table.add_row("converged", f"{'yes' if status.converged else 'NO'}: {status.reason}")
+    table.add_row("iterations", f"{status.iterations} in {status.seconds:.1f} s")
+    console.print(table)
+    console.print(f"wrote {out}", soft_wrap=True)
+
+
+@fit_app.command("tucker")
+def fit_tucker(
+    data: Annotated[Path, typer.Argument(help="Table: .csv, or .parquet with pyarrow installed.")],
+    out: Annotated[Path, typer.Option(help="NetCDF to write the result tree to.")],
+    value: Annotated[str, typer.Option(help="Column of the observed values.")],
+    mode: Annotated[
+        list[str],
+        typer.Option(
+            help="Index column: NAME, NAME:categorical, or NAME:KERNEL[:LENGTHSCALE] with the "
+            "kernel matern12, matern32 or matern52. Repeatable, one for each mode."
+        ),
+    ],
+    rank: Annotated[
+        list[int], typer.Option(help="Functions of every mode: one number, or one for each.")
+    ],
+    core: Annotated[str, typer.Option(help="tucker or cp.")] = "tucker",
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(METHODS)}; em with a small tolerance.")
+    ] = None,
+    key: Annotated[int, typer.Option(help="Seed.")] = 0,
+    draws: Annotated[
+        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.", min=1)
+    ] = 200,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the method, e.g. max_iterations=1000. Repeatable."),
+    ] = None,
+) -> None:
+    """Functional Tucker decomposition of a column by the columns of its indices.
+
+    Dates are days since the first. A lengthscale (where learning starts) that is left out is a
+    fifth of the column's range.
+    """
+    with input_checked(), warnings_in_one_line():
+        chosen = None if method is None and not option else _method(method or "em", option)
+        _check_folder(out)
+        table = _read_table(data)
+        modes = [_mode(text, table) for text in mode]
+        model = FunctionalTucker(
+            modes, ranks=rank[0] if len(rank) == 1 else rank, core=core, value=value
+        )
+        posterior: Any = infer(model, table, chosen, key=key, progress=sys.stderr.isatty())
+        posterior.save(out, posterior.to_datatree(num_draws=draws))
+
+        summary = Table(show_header=False, box=rich.box.SIMPLE)
+        summary.add_row("observations", str(len(table)))
+        for each in modes:
+            found = posterior.effective_ranks[each.name]
+            points = len(posterior.labels.coords[each.name])
+            summary.add_row(f"mode {each.name}", f"{points} points, {found} functions that matter")
+        summary.add_row("noise variance", _noise_of(posterior))
+        _finish(summary, posterior, out)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    if path.suffix not in readers:
+        raise InputError(f"{path}: expected a file that ends with {' or '.join(readers)}")
+    try:
+        return readers[path.suffix](path)
+    except ImportError:
+        raise InputError(f"{path}: Parquet needs pyarrow, install bayeskit[parquet]") from None
+    except Exception as error:  # whatever the readers make of what is no table
+        raise InputError(f"{path}: cannot be read ({error})") from error
+
+
+def _mode(text, table) -> Mode:
+    """A mode from NAME, NAME:categorical or NAME:KERNEL[:LENGTHSCALE]."""
+    name, *rest = text.split(":")
+    if name not in table.columns:
+        raise InputError(f"--mode {name!r}: the table's columns are {', '.join(table.columns)}")
+    if rest == ["categorical"]:
+        return Mode(name, categorical=True)
+    if not pd.api.types.is_numeric_dtype(table[name]):
+        _make_dates(name, table)
+    if not rest:
+        return Mode(name)
+    if rest[0] not in _KERNELS or len(rest) > 2:
+        raise InputError(
+            f"--mode {text!r}: expected NAME:categorical or NAME:KERNEL[:LENGTHSCALE] with one of "
+            f"{', '.join(_KERNELS)}"
+        )
+    lengthscale = rest[1] if len(rest) == 2 else None
+    try:
+        number = _fifth_of_range(table[name]) if lengthscale is None else float(lengthscale)
+    except ValueError:
+        raise InputError(f"--mode {text!r}: {lengthscale!r} is no number") from None
+    return Mode(name, kernel=_KERNELS[rest[0]](lengthscale=number))
+
+
+def _make_dates(name, table):
+    """Turn a column of texts into datetimes, where that is what they are."""
+    try:
+        table[name] = pd.to_datetime(table[name], format="ISO8601")
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--mode {name}: the column has neither numbers nor ISO dates; write {name}:categorical"
+        ) from None
+
+
+def _fifth_of_range(column):
+    width = np.ptp(column.to_numpy())
+    days = width / np.timedelta64(1, "D") if column.dtype.kind == "M" else float(width)
+    return 0.2 * days if days > 0 else 1.0
+
+
+def _settings(flag: str, pairs: list[str] | None, target: Any) -> dict[str, Any]:
+    """Arguments from NAME=VALUE; a value that is not JSON is a string."""
+    known = list(inspect.signature(target).parameters)
+    settings = {}
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"{flag} {pair!r}: expected NAME=VALUE")
+        if name not in known:
+            raise InputError(f"{flag} {name}: {target.__name__} takes {', '.join(known)}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        settings[name] = value
+    return settings
+
+
+def _read_problem(path: Path) -> tuple[xr.DataArray, list[xr.DataArray]]:
+    """Measurements and dictionaries of a NetCDF file, read into memory."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+    except Exception as error:  # whatever the readers make of what is not NetCDF
+        raise InputError(f"{path}: not a NetCDF-4 file that can be read ({error})") from error
+    names = list(map(str, dataset.data_vars))
+    numbers = sorted(int(n.split("_")[1]) for n in names if re.fullmatch(r"dictionary_\d+", n))
+    wanted = ["y", *(f"dictionary_{i}" for i in range(max([0, *numbers]) + 1))]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise InputError(f"{path}: no variable {missing[0]!r}; it has {', '.join(names) or 'none'}")
+    variables = [complex_of(dataset[name]) for name in wanted]
+    return variables[0], variables[1:]
+
+
+def complex_of(array: xr.DataArray) -> xr.DataArray:
+    """Real and imaginary parts along a last dimension ``part`` as complex numbers."""
+    if not array.dims or array.dims[-1] != "part":
+        return array
+    parts = ["real", "imag"]
+    if "part" in array.coords:
+        if sorted(map(str, array["part"].values)) != sorted(parts):
+            raise InputError(f"{array.name}: dimension 'part' needs the coordinates {parts}")
+        array = array.sel(part=parts)
+    elif array.sizes["part"] != 2:
+        raise InputError(f"{array.name}: dimension 'part' has {array.sizes['part']} entries, not 2")
+    return array.isel(part=0, drop=True) + 1j * array.isel(part=1, drop=True)
