@@ -4,10 +4,12 @@ Every function returns a matplotlib figure and shows or saves nothing. For trace
 densities and the like give ``posterior.to_datatree()`` to ``arviz_plots``.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import norm
 
 from bayeskit.metrics import psnr
 
@@ -209,6 +211,78 @@ def plot_support(
         axis.set_xlabel(" × ".join(map(str, dims)))
         if position == 0:
             axis.set_ylabel("prior variance factor")
+    return figure
+
+
+def plot_mode_functions(
+    posterior: Any,
+    modes: Sequence[str] | None = None,
+    *,
+    components: int = 3,
+    probability: float = 0.95,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Functions of the modes of a functional Tucker decomposition, with bands.
+
+    Parameters
+    ----------
+    posterior : FunctionalTuckerPosterior
+        Of one data set.
+    modes : sequence of str, optional
+        One row of panels each; all by default.
+    components : int
+        How many functions, those with the largest mean square first.
+    probability : float
+        Of the bands, in (0, 1): central normal intervals of each point.
+    labels : mapping, optional
+        Names of the categories of a mode, in the order of its points.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown mode, or the posterior of a batch.
+    """
+    import matplotlib.pyplot as plt
+
+    _require_one_data_set("plot_mode_functions", posterior)
+    every = {mode.name: mode for mode in posterior.prepared.model.modes}
+    names = list(every) if modes is None else list(modes)
+    found = {name: posterior.mode_function(name) for name in names}
+    columns = min(components, max(each.mean.shape[1] for each in found.values()))
+    figure, axes = plt.subplots(
+        len(names),
+        columns,
+        figsize=(4.0 * columns, 2.8 * len(names)),
+        layout="constrained",
+        squeeze=False,
+    )
+    width = float(norm.ppf(0.5 + probability / 2))
+    for row, name in enumerate(names):
+        points, functions = posterior.labels.coords[name], found[name]
+        for column in range(columns):
+            axis = axes[row, column]
+            if column >= functions.mean.shape[1]:
+                axis.set_visible(False)
+                continue
+            mean = functions.mean[:, column]
+            half = width * np.sqrt(functions.variance[:, column])
+            axis.axhline(0.0, color="0.6", linewidth=0.6)
+            if every[name].categorical:
+                place = np.arange(len(points))
+                axis.errorbar(place, mean, half, fmt="o", markersize=4, capsize=2)
+                ticks = (labels or {}).get(name, [str(point) for point in points])
+                axis.set_xticks(place, ticks, rotation=60, ha="right", fontsize=7)
+            else:
+                axis.fill_between(points, mean - half, mean + half, alpha=0.3, linewidth=0)
+                axis.plot(points, mean, linewidth=0.8)
+                axis.set_xlabel(name)
+                axis.tick_params(axis="x", labelrotation=30, labelsize=8)
+            axis.set_title(f"{name}, function {column + 1}", fontsize=10)
+        axes[row, 0].set_ylabel(f"mean and {probability:.0%} interval")
     return figure
 
 

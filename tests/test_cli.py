@@ -153,11 +153,16 @@ def test_parts_must_be_real_and_imaginary():
 def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path):
     out = tmp_path / "quickstart"
     result = runner.invoke(
-        cli.app, ["quickstart", "--size", "32", "--draws", "32", "--out", str(out)]
+        cli.app,
+        ["quickstart", "--size", "32", "--draws", "32", "--days", "60", "--out", str(out)],
     )
     assert result.exit_code == 0, result.output
     names = [f"mri-{f}{end}" for f in (25, 49) for end in ("-convergence.png", ".nc", ".png")]
+    names += ["beijing.png", "beijing.nc"]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert "held-out values inside their 95% interval" in result.output
+    held_out = xr.load_datatree(out / "beijing.nc", engine="h5netcdf")["predictions"]["pm25"]
+    assert held_out.dims == ("chain", "draw", "observation")
     assert "pixels inside their 90% interval" in result.output
     tree = xr.load_datatree(out / "mri-49.nc", engine="h5netcdf")
     problem = datasets.compressive_image(0, size=32, fraction=0.49)
