@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayeskit.storage import storable
+from bayeskit.codec import storable
 
 
 @storable

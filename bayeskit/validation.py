@@ -14,6 +14,8 @@ def owned(tree):
     """
 
     def copy(leaf):
+        if isinstance(leaf, np.ma.MaskedArray) and not np.ma.getmaskarray(leaf).any():
+            return np.array(leaf.data)
         if isinstance(leaf, np.ndarray):
             return leaf.copy()
         if isinstance(leaf, (xr.DataArray, pd.DataFrame, pd.Series)):

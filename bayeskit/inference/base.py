@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from bayeskit.storage import storable
+from bayeskit.codec import storable
 
 
 class Fit(NamedTuple):

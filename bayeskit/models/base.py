@@ -14,9 +14,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from bayeskit.codec import storable
 from bayeskit.posterior import Posterior
 from bayeskit.results import AbstractApproximation, Labels, PredictionTarget
-from bayeskit.storage import storable
 
 
 class Prepared(NamedTuple):

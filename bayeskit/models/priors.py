@@ -8,7 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from bayeskit.storage import storable
+from bayeskit.codec import constructor_arguments, storable
 
 
 @storable
@@ -47,9 +47,20 @@ def describe(prior) -> str:
         return "flat"
     if isinstance(prior, ScaledByData):
         return repr(prior)
-    values = {name: getattr(prior, name) for name in prior.arg_constraints}
-    numbers = ", ".join(f"{name}={float(np.asarray(value)):.6g}" for name, value in values.items())
-    return f"{type(prior).__name__}({numbers})"
+    arguments = (_argument(*item) for item in constructor_arguments(prior).items())
+    return f"{type(prior).__name__}({', '.join(filter(None, arguments))})"
+
+
+def _argument(name, value):
+    """An argument of a distribution or a transform; empty if it holds no numbers."""
+    if isinstance(value, (dist.Distribution, dist.transforms.Transform)):
+        return describe(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(filter(None, (_argument(name, part) for part in value)))
+    if np.asarray(value).dtype.kind not in "iuf":
+        return ""
+    numbers = ", ".join(f"{number:.6g}" for number in np.ravel(value))
+    return f"{name}={numbers if np.ndim(value) == 0 else f'[{numbers}]'}"
 
 
 def check_positive_prior(name, prior):
@@ -69,10 +80,12 @@ def check_positive_prior(name, prior):
             f"{name} must be a scalar distribution, got batch shape {prior.batch_shape} "
             f"and event shape {prior.event_shape}"
         )
-    if prior.support is not constraints.positive:
+    support = prior.support
+    # Zero itself has no probability.
+    bounded_below = isinstance(support, constraints.greater_than)
+    if not (bounded_below and float(np.asarray(support.lower_bound)) == 0.0):
         raise ValueError(
-            f"{name} must live on the positive numbers, got {type(prior).__name__} "
-            f"on {prior.support}"
+            f"{name} must live on the positive numbers, got {type(prior).__name__} on {support}"
         )
     for parameter, constraint in prior.arg_constraints.items():
         value = np.asarray(getattr(prior, parameter))

@@ -12,8 +12,8 @@ from gpjax.parameters import val
 from gpjax.state_space import TruncatedPeriodic, to_sde
 from paramax import AbstractUnwrappable
 
+from bayeskit.codec import storable
 from bayeskit.statespace.chain import Chain
-from bayeskit.storage import storable
 
 _SIMPLE = {cls.__name__: cls for cls in (Matern12, Matern32, Matern52, TruncatedPeriodic)}
 

@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 
 from bayeskit import statespace
+from bayeskit.codec import storable
 from bayeskit.models.functional_tucker.data import check_column
 from bayeskit.statespace.kernels import Form
-from bayeskit.storage import storable
 
 
 @storable

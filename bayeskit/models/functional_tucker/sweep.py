@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from bayeskit.storage import storable
+from bayeskit.codec import storable
 
 
 class Rows(NamedTuple):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from bayeskit.storage import storable
+from bayeskit.codec import storable
 
 
 @storable
