@@ -22,7 +22,7 @@ _STATIONS = (
 ).split()
 
 
-def air_table(days):
+def air_table(days) -> tuple[Any, np.ndarray]:
     """Rows of the first ``days`` days with dates, station numbers and PM2.5, and a split."""
     air = datasets.beijing_air()
     table, train = air.table, air.train["pm25"][0]
@@ -30,7 +30,7 @@ def air_table(days):
     mean, deviation = air.units["pm25"]
     rows = pd.DataFrame(
         {
-            "day": pd.Timestamp("1970-01-01") + pd.to_timedelta(table["day"], unit="D"),
+            "day": pd.to_datetime(table["day"].to_numpy(), unit="D"),
             "station": table["station"],
             "pm25": mean + deviation * table["pm25"],
         }
@@ -46,7 +46,7 @@ def quickstart_air(console, out, days, draws) -> None:
         f"{int(train.sum())} station-days, {int((~train).sum())} held out"
     )
     modes = [
-        Mode("day", kernel=Matern12(lengthscale=30.0)),
+        Mode("day", kernel=Matern12(lengthscale=30.0)),  # pyright: ignore[reportArgumentType]
         Mode("station", categorical=True),
     ]
     model = FunctionalTucker(modes, ranks=_RANK, core="cp", value="pm25")
