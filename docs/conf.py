@@ -57,20 +57,21 @@ autosummary_generate = False
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 
-_TABLES = "<!-- benchmark results -->"
+_TABLES = re.compile(r"<!-- benchmark results of (\w+) -->")
 _NO_TABLES = "No benchmark results are committed yet; `python -m benchmarks` makes them.\n"
 
 
 def include_benchmarks(app, page, source):
-    """Put the committed tables of ``benchmarks/results`` in place of the mark, headings lowered."""
-    if _TABLES not in source[0]:
+    """Put the committed tables of a family in place of the mark, headings lowered."""
+    mark = _TABLES.search(source[0])
+    if mark is None:
         return
-    files = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    files = sorted((ROOT / "benchmarks" / "results").glob(f"{mark[1]}.*.md"))
     parts = []
     for file in files:
         app.env.note_dependency(str(file))
         parts.append(re.sub(r"^(#{1,4})(?= )", r"##\1", file.read_text(), flags=re.MULTILINE))
-    source[0] = source[0].replace(_TABLES, "\n\n".join(parts) or _NO_TABLES)
+    source[0] = source[0].replace(mark[0], "\n\n".join(parts) or _NO_TABLES)
 
 
 def escape_mathematics(app, what, name, obj, options, lines):
