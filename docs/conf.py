@@ -39,7 +39,7 @@ html_theme = "furo"
 html_title = f"bayeskit {release}"
 html_show_sourcelink = False
 
-myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "force"

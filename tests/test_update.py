@@ -26,7 +26,10 @@ MODES = (Mode("time", kernel=Matern32(lengthscale=2.0)), Mode("station", categor
 
 @pytest.mark.parametrize(
     "method",
-    [MessagePassing(tolerance=1e-7, max_iterations=5000), EM(tolerance=1e-7, max_iterations=5000)],
+    [
+        MessagePassing(tolerance=1e-7, max_iterations=5000),
+        pytest.param(EM(tolerance=1e-7, max_iterations=5000), marks=pytest.mark.full),
+    ],
     ids=["MessagePassing", "EM"],
 )
 def test_a_stream_of_days_agrees_with_a_refit(days, method):
@@ -83,6 +86,7 @@ def test_what_cannot_be_updated_is_refused(days):
         bk.infer(wider, days[:100], initial=posterior)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.*did not converge")
 def test_chains_start_from_kernels_and_noise_of_an_earlier_posterior(days):
     model = FunctionalTucker(MODES, ranks=1, core="cp")
