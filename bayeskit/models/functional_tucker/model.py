@@ -32,8 +32,8 @@ from bayeskit.models.base import (
     best_of,
     key_of_lane,
 )
+from bayeskit.models.functional_tucker import balance, starts, sweep
 from bayeskit.models.functional_tucker import data as tables
-from bayeskit.models.functional_tucker import starts, sweep
 from bayeskit.models.functional_tucker.approximation import (
     Factorised,
     FunctionalTuckerPosterior,
@@ -47,7 +47,7 @@ from bayeskit.results import PredictionTarget
 from bayeskit.statespace.kernels import names_in_index_units
 
 _STARTS = 4
-_TRIAL_SWEEPS = 10
+_TRIAL_SWEEPS = 20
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
 _START_LENGTHSCALE = 0.2  # of the range of a mode's points
 _JITTER = 1e-10
@@ -325,6 +325,12 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     # Sweeps
 
+    def _points(self, data, k):
+        """Dimension of the functions of a mode: its points, but for those that fill a batch up."""
+        if self.modes[k].form.kind == "Constant":
+            return jnp.ones_like(data.unit)
+        return jnp.sum(data.steps[k] != 0).astype(data.unit.dtype)
+
     def observed(self, data):
         """Standardised values (N,)."""
         return data.rows.values.reshape(-1)[: data.count]
@@ -337,38 +343,44 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         prior = priors.inverse_gamma(self.noise_prior, data.unit**2, data.unit.dtype)
         return sweep.NoisePrior(*(p.astype(data.unit.dtype) for p in prior))
 
-    def _searched_start(self, data, key, lane, logs):
-        """The best of four starts after ten sweeps."""
+    def _searched_start(self, data, key, lane, logs, mixing):
+        """The best of four starts after some sweeps, two of them with an offset at zero."""
 
-        def trial(key):
+        def trial(start):
+            key, at_zero = start
             return jax.lax.fori_loop(
                 0,
                 _TRIAL_SWEEPS,
-                lambda _, m: self._sweep(data, m, logs, None)[0],
-                starts.random_messages(self, data, key),
+                lambda _, m: self._sweep(data, m, logs, None, mixing=mixing)[0],
+                starts.random_messages(self, data, key, at_zero),
             )
 
-        candidates = jax.lax.map(trial, jax.random.split(key_of_lane(key, lane), _STARTS))
+        keys = jax.random.split(key_of_lane(key, lane), _STARTS)
+        candidates = jax.lax.map(trial, (keys, jnp.arange(_STARTS) % 2 == 1))
         return best_of(candidates, candidates.bound)[0]
 
     def _start(self, data, key, lane, initial, logs):
         """Messages to start from: those of an earlier posterior, else the best of random ones."""
         if initial is None or initial.messages is None:
-            return self._searched_start(data, key, lane, logs)
-        return self._sweep(data, initial.messages, logs, None)[0]
+            return self._searched_start(data, key, lane, logs, initial is None)
+        return self._sweep(data, initial.messages, logs, None, mixing=False)[0]
 
     def start_from(self, posterior, data, labels):
         """Kernel parameters, noise and (unless they are draws of chains) functions and core."""
         return starts.from_posterior(self, posterior, data, labels)
 
-    def _sweep(self, data, messages, logs, ascent, damping=0.0):
+    def _sweep(self, data, messages, logs, ascent, damping=0.0, *, mixing):
         """Renew every factor in turn; with ``ascent``, move each mode's parameters uphill first.
 
-        ``damping`` is the share of the old message that every message to the functions keeps.
+        ``damping`` is the share of the old message that every message to the functions keeps;
+        ``mixing`` says that the functions of each mode have equal kernels.
         """
-        modes, shifts, precisions = map(
-            list, (messages.modes, messages.shifts, messages.precisions)
+        shifts, precisions = list(messages.shifts), list(messages.precisions)
+        points = [self._points(data, k) for k in range(len(self.modes))]
+        modes, core = balance.balanced(
+            messages.modes, shifts, precisions, messages.core, points, mixing
         )
+        messages = messages._replace(core=core)
         divergences, logs = messages.divergences, list(logs)
         ascent = None if ascent is None else list(ascent)
         offset = messages.offset
@@ -509,11 +521,11 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
     def em_step(self, data, parameters, m_step, prune):
         """Kernel parameters and messages of every mode, then core and noise."""
         objective = self.em_objective(data, parameters)
-        messages, logs, ascent = self._sweep(data, *parameters)
+        messages, logs, ascent = self._sweep(data, *parameters, mixing=False)
         return EMState(messages, logs, ascent or ()), objective
 
     def em_monitored(self, data, parameters):
-        """Fitted values and noise."""
+        """As for messages."""
         return self.messages_monitored(data, parameters.messages)
 
     def em_objective(self, data, parameters):
@@ -542,12 +554,13 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     def messages_sweep(self, data, messages, damping):
         """Renew every factor in turn, kernel parameters as they were given."""
-        renewed = self._sweep(data, messages, self.start_logs(data), None, damping)[0]
+        renewed = self._sweep(data, messages, self.start_logs(data), None, damping, mixing=True)[0]
         return renewed, messages.bound
 
     def messages_monitored(self, data, messages):
-        """Fitted values and the noise's precision."""
-        return messages.sketch, messages.precision
+        """Fitted values, the noise's precision, and the bound: kernels and scales move last."""
+        standardised = messages.bound + data.count * jnp.log(data.unit)
+        return messages.sketch, messages.precision, standardised
 
     def messages_bound(self, data, messages):
         """Lower bound on the log evidence."""

@@ -50,8 +50,12 @@ def _messages(modes, core, offset, precision, data):
     )
 
 
-def random_messages(model, data, key):
-    """Functions that vary slowly at random, around random constants."""
+def random_messages(model, data, key, at_zero):
+    """Functions that vary slowly at random, around random constants.
+
+    A learned offset starts at the mean of the values, or ``at_zero``: subtracting the mean of a
+    table of low rank adds a component to it, and from there no sweep finds back.
+    """
     dtype = data.unit.dtype
 
     def normal(key, *shape):
@@ -78,7 +82,10 @@ def random_messages(model, data, key):
     zero = jnp.zeros((), dtype)
     learned = model.noise_variance is None
     precision = zero + 1.0 / START_NOISE if learned else 1.0 / data.noise_variance
-    return _messages(modes, core, sweep.Moments(zero, zero), precision, data)
+    offset = zero
+    if model.offset is None:
+        offset = jnp.where(at_zero, -data.center / data.unit, zero)
+    return _messages(modes, core, sweep.Moments(offset, offset**2), precision, data)
 
 
 def _around(mean):
