@@ -21,6 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from bayeskit.linalg import safe
 from bayeskit.models.functional_tucker.sweep import Moments
 
 _NEWTON_STEPS = 30
@@ -34,7 +35,7 @@ def energy(moments, shifts, precisions, points):
 
 
 def best_mixing(own, other, excess, mixing):
-    """Symmetric ``A`` that maximises the bound for energies ``S``, ``C`` and ``n − p``.
+    """Symmetric ``A`` that is best for energies ``S``, ``C`` and ``n − p``, and its inverse.
 
     Diagonal unless ``mixing``: functions with kernels of their own can only be scaled.
     """
@@ -43,18 +44,17 @@ def best_mixing(own, other, excess, mixing):
         own, other = jnp.diagonal(own), jnp.diagonal(other)
         own = jnp.maximum(own, tiny)
         square = (excess + jnp.sqrt(excess**2 + 4 * own * other)) / (2 * own)
-        return jnp.diag(jnp.sqrt(square))
+        return jnp.diag(jnp.sqrt(square)), jnp.diag(1.0 / jnp.sqrt(square))
     root, inverse_root = _powers(own, (0.5, -0.5))
-    values, vectors = jnp.linalg.eigh(root @ other @ root)
+    values, vectors = safe.eigh(root @ other @ root)
     values = 0.5 * (excess + jnp.sqrt(excess**2 + 4 * jnp.maximum(values, 0.0)))
     half = inverse_root @ vectors
-    (mixed,) = _powers((half * values) @ half.T, (0.5,))
-    return mixed
+    return _powers((half * values) @ half.T, (0.5, -0.5))
 
 
 def _powers(matrix, exponents):
     """Powers of a symmetric positive definite matrix."""
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = safe.eigh(matrix)
     values = jnp.maximum(values, jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values)))
     return tuple((vectors * values**p) @ vectors.T for p in exponents)
 
@@ -126,18 +126,21 @@ def balanced(modes, shifts, precisions, core, points, mixing):
     modes, core
     """
     modes = list(modes)
-    energies = [energy(*each) for each in zip(modes, shifts, precisions, points, strict=True)]
+    energies = [
+        energy(moments, shift, precision, count)
+        for moments, shift, precision, count in zip(modes, shifts, precisions, points, strict=True)
+    ]
     if core is not None:
         ranks = tuple(moments.mean.shape[1] for moments in modes)
         for k, rank in enumerate(ranks):
             excess = points[k] - math.prod(ranks) // rank
-            matrix = best_mixing(energies[k], core_energy(core, ranks, k), excess, mixing)
+            matrix, inverse = best_mixing(energies[k], core_energy(core, ranks, k), excess, mixing)
             modes[k] = mixed_functions(modes[k], matrix)
-            core = mixed_core(core, ranks, k, jnp.linalg.inv(matrix))
+            core = mixed_core(core, ranks, k, inverse)
         return modes, core
     if len(modes) == 2 and mixing:
-        matrix = best_mixing(*energies, points[0] - points[1], mixing)
-        pair = (matrix, jnp.linalg.inv(matrix))
+        first, second = energies
+        pair = best_mixing(first, second, points[0] - points[1], mixing)
         return [mixed_functions(m, each) for m, each in zip(modes, pair, strict=True)], core
     scales = best_scales([jnp.diagonal(each) for each in energies], points)
     return [mixed_functions(m, jnp.diag(each)) for m, each in zip(modes, scales, strict=True)], core
