@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from bayeskit.linalg import safe, spectral, toeplitz
@@ -259,8 +258,8 @@ def _congruence(operator, name):
     lowers = tuple(safe.cholesky(_hermitian(factor, name)) for factor in second.factors)
     inner = []
     for factor, lower in zip(first.factors, lowers, strict=True):
-        half = solve_triangular(lower, _hermitian(factor, name), lower=True)
-        inner.append(hermitian_part(solve_triangular(lower, half.conj().T, lower=True)))
+        half = safe.solve_triangular(lower, _hermitian(factor, name))
+        inner.append(hermitian_part(safe.solve_triangular(lower, half.conj().T)))
     one = jnp.ones((), jnp.finfo(operator.dtype()).dtype)
     return lowers, (spectral.PRODUCT, tuple(inner), one)
 
@@ -268,9 +267,7 @@ def _congruence(operator, name):
 def _solve_triangular(lowers, tensor, adjoint=False):
     """Solve with ``⊗_i L_i``, or with its conjugate transpose."""
     for axis, lower in enumerate(lowers):
-        solve_columns = functools.partial(
-            solve_triangular, lower, trans="C" if adjoint else "N", lower=True
-        )
+        solve_columns = functools.partial(safe.solve_triangular, lower, adjoint=adjoint)
         tensor = apply_along(solve_columns, tensor, axis)
     return tensor
 

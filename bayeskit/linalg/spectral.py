@@ -18,7 +18,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Inexact
 
 from bayeskit.linalg import safe
@@ -194,7 +193,7 @@ def _project(lowers, vectors):
     if not lowers:
         return vectors
     return [
-        solve_triangular(lower, q, trans="C", lower=True)
+        safe.solve_triangular(lower, q, adjoint=True)
         for lower, q in zip(lowers, vectors, strict=True)
     ]
 

@@ -22,6 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bayeskit.linalg import safe
+from bayeskit.linalg.small import semidefinite_root
+
 
 class Chain(NamedTuple):
     """Transitions of R independent processes with D states each over n points.
@@ -125,12 +128,12 @@ def _filter(chain, shifts, precisions):
         covariance = transition @ covariance @ transition.T + _block_diagonal(noise)
         value, cross = observe @ mean, observe @ covariance
         # I + S Λ has no eigenvalue below one, however singular S and Λ are.
-        factors = jax.scipy.linalg.lu_factor(eye_values + (cross @ observe.T) @ precision)
-        log_determinant = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(factors[0]))))
-        solved = jax.scipy.linalg.lu_solve(factors, cross)
+        system = safe.lu(eye_values + (cross @ observe.T) @ precision)
+        log_determinant = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(system[0]))))
+        solved = safe.lu_solve(system, cross)
         surprise = shift - precision @ value
         right = jnp.concatenate([precision, surprise[:, None]], axis=1)
-        weighted = jax.scipy.linalg.lu_solve(factors, right, trans=1)
+        weighted = safe.lu_solve(system, right, transposed=True)
         information, innovation = weighted[:, :-1], weighted[:, -1]
         gain = cross.T @ information
         remain = eye_states - gain @ observe
@@ -223,12 +226,6 @@ def smooth(
     return Smoothed(mean, -2.0 * by_precision, value)
 
 
-def _root(covariance):
-    """A square root of positive semi-definite matrices; tiny negative eigenvalues are zero."""
-    values, vectors = jnp.linalg.eigh(covariance)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[..., None, :]
-
-
 def follow(chain: Chain, initial, innovations):
     """Values (n, R) of the processes that start at ``initial`` (R, D), moved by innovations."""
 
@@ -250,13 +247,13 @@ def sample(key, chain: Chain, shifts, precisions) -> Float[Array, "n R"]:
     start_key, step_key, message_key = jax.random.split(key, 3)
     shape, dtype = chain.noise.shape, shifts.dtype
     initial = jnp.einsum(
-        "rij,rj->ri", _root(chain.initial), jax.random.normal(start_key, shape[1:3], dtype)
+        "rij,rj->ri", semidefinite_root(chain.initial), jax.random.normal(start_key, shape[1:3], dtype)
     )
     innovations = jnp.einsum(
-        "nrij,nrj->nri", _root(chain.noise), jax.random.normal(step_key, shape[:3], dtype)
+        "nrij,nrj->nri", semidefinite_root(chain.noise), jax.random.normal(step_key, shape[:3], dtype)
     )
     drawn = follow(chain, initial, innovations)
     around = jnp.einsum("nij,nj->ni", precisions, drawn) + jnp.einsum(
-        "nij,nj->ni", _root(precisions), jax.random.normal(message_key, shifts.shape, dtype)
+        "nij,nj->ni", semidefinite_root(precisions), jax.random.normal(message_key, shifts.shape, dtype)
     )
     return drawn + smooth(chain, shifts - around, precisions).mean

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from scipy.optimize import linear_sum_assignment
 
 from bayeskit import statespace
+from bayeskit.linalg import safe
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.priors import inverse_gamma_moments
@@ -125,9 +126,9 @@ class Factorised(AbstractApproximation):
         core = self.messages.core
         if core is not None:
             covariance = core.second - jnp.outer(core.mean, core.mean)
-            factor = jnp.linalg.cholesky(
-                covariance + 1e-14 * jnp.trace(core.second) * jnp.eye(len(core.mean))
-            ).astype(core.mean.dtype)
+            jitter = 1e-14 * jnp.trace(core.second)
+            factor = safe.cholesky(covariance + jitter * jnp.eye(len(covariance)))
+            factor = factor.astype(core.mean.dtype)
             noise = jax.random.normal(keys[-3], core.mean.shape, core.mean.dtype)
             draw["core"] = (core.mean + factor @ noise).reshape(model.rank_tuple)
         if model.offset is None:

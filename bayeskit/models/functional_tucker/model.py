@@ -22,6 +22,7 @@ import numpyro.distributions as dist
 import optax
 
 from bayeskit import statespace
+from bayeskit.linalg.small import semidefinite_root
 from bayeskit.models import priors
 from bayeskit.models.base import (
     Prepared,
@@ -644,10 +645,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
             jitter = _JITTER * jnp.diagonal(chain.initial, axis1=-2, axis2=-1)
             jitter = jitter[:, :, None] * jnp.eye(chain.output.shape[1], dtype=jitter.dtype)
             white = sites[f"white_{mode.name}"]
-            initial = jnp.einsum(
-                "rij,rj->ri", jnp.linalg.cholesky(chain.initial + jitter), white[0]
-            )
-            roots = jnp.linalg.cholesky(chain.noise + jitter)
+            initial = jnp.einsum("rij,rj->ri", semidefinite_root(chain.initial + jitter), white[0])
+            roots = semidefinite_root(chain.noise + jitter)
             innovations = jnp.einsum("nrij,nrj->nri", roots, white)
             values.append(statespace.follow(chain, initial, innovations))
         noise = data.noise_variance

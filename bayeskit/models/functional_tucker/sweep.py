@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from bayeskit.codec import storable
+from bayeskit.linalg import safe
 
 
 class Rows(NamedTuple):
@@ -263,10 +264,11 @@ def core_update(shift, information):
     """Factor of a core with independent standard normal entries, and its divergence."""
     size = shift.shape[0]
     eye = jnp.eye(size, dtype=shift.dtype)
-    factor = jax.scipy.linalg.cho_factor(information + eye, lower=True)
-    covariance = jax.scipy.linalg.cho_solve(factor, eye)
-    mean = jax.scipy.linalg.cho_solve(factor, shift)
-    log_determinant = -2.0 * jnp.sum(jnp.log(jnp.diagonal(factor[0])))
+    lower = safe.cholesky(information + eye)
+    half = safe.solve_triangular(lower, jnp.concatenate([eye, shift[:, None]], axis=1))
+    solved = safe.solve_triangular(lower, half, adjoint=True)
+    covariance, mean = 0.5 * (solved[:, :-1] + solved[:, :-1].T), solved[:, -1]
+    log_determinant = -2.0 * jnp.sum(jnp.log(jnp.diagonal(lower)))
     divergence = 0.5 * (jnp.trace(covariance) + mean @ mean - size - log_determinant)
     return Moments(mean, covariance + jnp.outer(mean, mean)), divergence
 
