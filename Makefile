@@ -27,6 +27,10 @@ export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 
+# Compiling dominates the tests: programs are optimised less there. The whole matrix runs them as
+# users do.
+QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
+
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --basetemp=$(VENV)/pytest
 
 .PHONY: quickstart test test-full lint types docs benchmarks clean
@@ -36,7 +40,7 @@ quickstart: $(VENV)/installed
 	@$(BIN)/bayeskit quickstart
 
 test: $(VENV)/installed-tests
-	@$(PYTEST) -m "not full"
+	@XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(PYTEST) -m "not full"
 
 test-full: $(VENV)/installed-tests
 	@$(PYTEST) -m ""

@@ -26,22 +26,6 @@ class AscentRecord(NamedTuple):
     change: Any
 
 
-def relative_change(new, old):
-    """Largest relative change of any array of a pytree, in the 2-norm; zero for zero arrays."""
-
-    def change(a, b):
-        norm = jnp.linalg.norm(jnp.ravel(a))
-        return jnp.where(
-            norm > 0, jnp.linalg.norm(jnp.ravel(a - b)) / jnp.where(norm > 0, norm, 1.0), 0.0
-        )
-
-    return jnp.max(
-        jnp.stack(
-            [change(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]
-        )
-    )
-
-
 class _Ascent(AbstractMethod):
     """Loop, restarts and stopping rule shared by the ascending methods."""
 
@@ -72,8 +56,7 @@ class _Ascent(AbstractMethod):
         dtype = jax.tree.leaves(parameters)[0].dtype
         return AscentState(parameters, jnp.asarray(jnp.inf, dtype))
 
-    def _advance(self, state, updated, objective, monitored):
-        change = relative_change(monitored(updated), monitored(state.parameters))
+    def _advance(self, updated, objective, change):
         return AscentState(updated, change), AscentRecord(objective, change)
 
     def done(self, state):
@@ -149,8 +132,8 @@ class EM(_Ascent):
     max_iterations : int
         Budget of a restart.
     tolerance : float
-        Stop when no site that the data determine changes by more than this in a step, relative
-        2-norm; ``0.0`` makes all steps.
+        Stop when nothing that the data determine changes by more than this in a step, relative
+        2-norm (and what else the family watches); ``0.0`` makes all steps.
     restarts : int
         Starts, the first documented by the model, others random; the best objective is kept.
     prune : float
@@ -209,7 +192,8 @@ class EM(_Ascent):
         updated, objective = model.em_step(
             data, state.parameters, self._m_step_of(model), self.prune
         )
-        return self._advance(state, updated, objective, lambda p: model.em_monitored(data, p))
+        change = model.em_change(data, updated, state.parameters)
+        return self._advance(updated, objective, change)
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
@@ -269,7 +253,8 @@ class MessagePassing(_Ascent):
 
     def step(self, model, data, state):
         updated, bound = model.messages_sweep(data, state.parameters, self.damping)
-        return self._advance(state, updated, bound, lambda p: model.messages_monitored(data, p))
+        change = model.messages_change(data, updated, state.parameters)
+        return self._advance(updated, bound, change)
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.messages_bound(data, p), states)

@@ -50,6 +50,22 @@ def best_of(candidates, objectives):
     return jax.tree.map(lambda leaf: leaf[index], candidates), index
 
 
+def relative_change(new, old):
+    """Largest relative change of any array of a pytree, in the 2-norm; zero for zero arrays."""
+
+    def change(a, b):
+        norm = jnp.linalg.norm(jnp.ravel(a))
+        return jnp.where(
+            norm > 0, jnp.linalg.norm(jnp.ravel(a - b)) / jnp.where(norm > 0, norm, 1.0), 0.0
+        )
+
+    return jnp.max(
+        jnp.stack(
+            [change(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]
+        )
+    )
+
+
 class AbstractModel(eqx.Module):
     """A probability model, as a user states it.
 
@@ -162,8 +178,8 @@ class SupportsEM(AbstractModel):
         """One iteration: new parameters, and the objective at the *old* ones."""
 
     @abc.abstractmethod
-    def em_monitored(self, data, parameters):
-        """What the stopping rule watches: quantities that the data determine."""
+    def em_change(self, data, new, old):
+        """How far a step has moved what the data determine; the stopping rule's number."""
 
     @abc.abstractmethod
     def em_objective(self, data, parameters):
@@ -193,8 +209,8 @@ class SupportsMessages(AbstractModel):
         """
 
     @abc.abstractmethod
-    def messages_monitored(self, data, messages):
-        """What the stopping rule watches; as for ``em_monitored``."""
+    def messages_change(self, data, new, old):
+        """As for ``em_change``."""
 
     @abc.abstractmethod
     def messages_bound(self, data, messages):

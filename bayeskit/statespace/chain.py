@@ -246,14 +246,13 @@ def sample(key, chain: Chain, shifts, precisions) -> Float[Array, "n R"]:
     """
     start_key, step_key, message_key = jax.random.split(key, 3)
     shape, dtype = chain.noise.shape, shifts.dtype
-    initial = jnp.einsum(
-        "rij,rj->ri", semidefinite_root(chain.initial), jax.random.normal(start_key, shape[1:3], dtype)
-    )
-    innovations = jnp.einsum(
-        "nrij,nrj->nri", semidefinite_root(chain.noise), jax.random.normal(step_key, shape[:3], dtype)
-    )
-    drawn = follow(chain, initial, innovations)
-    around = jnp.einsum("nij,nj->ni", precisions, drawn) + jnp.einsum(
-        "nij,nj->ni", semidefinite_root(precisions), jax.random.normal(message_key, shifts.shape, dtype)
-    )
+
+    def normal(key, covariance, shape):
+        white = jax.random.normal(key, shape, dtype)
+        return jnp.einsum("...ij,...j->...i", semidefinite_root(covariance), white)
+
+    initial = normal(start_key, chain.initial, shape[1:3])
+    drawn = follow(chain, initial, normal(step_key, chain.noise, shape[:3]))
+    around = jnp.einsum("nij,nj->ni", precisions, drawn)
+    around = around + normal(message_key, precisions, shifts.shape)
     return drawn + smooth(chain, shifts - around, precisions).mean

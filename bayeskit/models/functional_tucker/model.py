@@ -9,7 +9,6 @@ with a core of ones on the superdiagonal for CP. S. Fang, X. Yu, Z. Wang, S. Li,
 "Functional Bayesian Tucker decomposition for continuous-indexed tensor data", ICLR 2024.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,12 +16,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import optax
 
 from bayeskit import statespace
-from bayeskit.linalg.small import semidefinite_root
 from bayeskit.models import priors
 from bayeskit.models.base import (
     Prepared,
@@ -32,26 +29,24 @@ from bayeskit.models.base import (
     SupportsUpdate,
     best_of,
     key_of_lane,
+    relative_change,
 )
-from bayeskit.models.functional_tucker import balance, starts, sweep
+from bayeskit.models.functional_tucker import balance, sampling, starts, sweep
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker.approximation import (
     Factorised,
     FunctionalTuckerPosterior,
     Given,
-    pinned,
-    spread_messages,
 )
 from bayeskit.models.functional_tucker.mode import Mode
-from bayeskit.precision import as_key, double_precision, to_host
 from bayeskit.results import PredictionTarget
 from bayeskit.statespace.kernels import names_in_index_units
 
 _STARTS = 4
 _TRIAL_SWEEPS = 20
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
+_NATS = 10.0  # a gain of the bound that the stopping rule counts as a change by one
 _START_LENGTHSCALE = 0.2  # of the range of a mode's points
-_JITTER = 1e-10
 _VARIANCE_PRIOR = dist.Gamma(0.5, 0.5)
 # Of the gradient itself, not its negative: uphill.
 _OPTIMISER = optax.scale_by_rprop(0.1, min_step_size=1e-6, max_step_size=1.0)
@@ -253,7 +248,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     # Kernels: parameters are logarithms, lengthscales and periods divided by the span of the mode.
 
-    def _units(self, data, k):
+    def index_units(self, data, k):
         in_units = names_in_index_units(self.modes[k].form)
         one = jnp.ones_like(data.spans[k])
         return {
@@ -262,7 +257,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         }
 
     def _start_values(self, data, k):
-        units = self._units(data, k)
+        units = self.index_units(data, k)
         values = {
             name: jnp.full_like(data.unit, _START_LENGTHSCALE)
             if value is None
@@ -284,7 +279,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
     def reported(self, logs, data):
         """Kernel parameters in the user's units by site."""
         return {
-            f"{name}_{mode.name}": jnp.exp(value) * self._units(data, k)[name]
+            f"{name}_{mode.name}": jnp.exp(value) * self.index_units(data, k)[name]
             for k, mode in enumerate(self.modes)
             for name, value in logs[k].items()
         }
@@ -295,7 +290,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         constants = values.pop("constant_variance")
         return statespace.chain_of(self.modes[k].form, values, constants, steps)
 
-    def _kernel_prior(self, name, k):
+    def kernel_prior(self, name, k):
         """A parameter's prior, and whether it is one of the ratio to the start value."""
         prior = self.kernel_priors.get(f"{name}_{self.modes[k].name}", ())
         prior = self.kernel_priors.get(name, ()) if prior == () else prior
@@ -305,20 +300,20 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
             return dist.LogNormal(0.0, _DEVIATIONS[name.rpartition("_")[2]]), True
         return priors.distribution_of(prior), isinstance(prior, priors.ScaledByData)
 
-    def _prior_units(self, data, k):
+    def prior_units(self, data, k):
         """What a parameter under its prior is multiplied by, to be in the units of the chains."""
-        starts, units = self._start_values(data, k), self._units(data, k)
+        starts, units = self._start_values(data, k), self.index_units(data, k)
         return {
-            name: starts[name] if self._kernel_prior(name, k)[1] else 1.0 / units[name]
+            name: starts[name] if self.kernel_prior(name, k)[1] else 1.0 / units[name]
             for name in units
         }
 
     def _log_prior(self, data, k, logs):
         """Log density of the logarithms of a mode's kernel parameters."""
         total = jnp.zeros((), data.unit.dtype)
-        units = self._prior_units(data, k)
+        units = self.prior_units(data, k)
         for name, value in logs.items():
-            distribution, _ = self._kernel_prior(name, k)
+            distribution, _ = self.kernel_prior(name, k)
             if distribution is not None:
                 density = distribution.log_prob(jnp.exp(value) / units[name]) + value
                 total = total + jnp.sum(density)
@@ -503,19 +498,19 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         return tuple(
             {
                 name: jnp.log(
-                    jnp.asarray(sites[f"{name}_{mode.name}"]) / self._units(data, k)[name]
+                    jnp.asarray(sites[f"{name}_{mode.name}"]) / self.index_units(data, k)[name]
                 ).astype(data.unit.dtype)
                 for name in self.parameter_names(mode)
             }
             for k, mode in enumerate(self.modes)
         )
 
-    def _start_logs(self, data, initial):
+    def initial_logs(self, data, initial):
         return self.start_logs(data) if initial is None else initial.logs
 
     def em_init(self, data, key, lane, initial, m_step):
         """The best of a few random starts after some sweeps of messages."""
-        logs = self._start_logs(data, initial)
+        logs = self.initial_logs(data, initial)
         messages = self._start(data, key, lane, initial, logs)
         return EMState(messages, logs, tuple(_OPTIMISER.init(each) for each in logs))
 
@@ -525,9 +520,9 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         messages, logs, ascent = self._sweep(data, *parameters, mixing=False)
         return EMState(messages, logs, ascent or ()), objective
 
-    def em_monitored(self, data, parameters):
+    def em_change(self, data, new, old):
         """As for messages."""
-        return self.messages_monitored(data, parameters.messages)
+        return self.messages_change(data, new.messages, old.messages)
 
     def em_objective(self, data, parameters):
         """The bound plus the log prior density of the logarithms of kernel parameters."""
@@ -558,10 +553,14 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         renewed = self._sweep(data, messages, self.start_logs(data), None, damping, mixing=True)[0]
         return renewed, messages.bound
 
-    def messages_monitored(self, data, messages):
-        """Fitted values, the noise's precision, and the bound: kernels and scales move last."""
-        standardised = messages.bound + data.count * jnp.log(data.unit)
-        return messages.sketch, messages.precision, standardised
+    def messages_change(self, data, new, old):
+        """Of fitted values and the noise, relative; of the bound, in units of ten nats.
+
+        Kernels and scales move last, when the fitted values hardly do. What a nat is worth does not
+        depend on how large the bound is.
+        """
+        relative = relative_change((new.sketch, new.precision), (old.sketch, old.precision))
+        return jnp.maximum(relative, jnp.abs(new.bound - old.bound) / _NATS)
 
     def messages_bound(self, data, messages):
         """Lower bound on the log evidence."""
@@ -597,28 +596,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     def sample_data(self, data, key, sites, inputs):
         """Noisy values given functions and core at the fit's points."""
-        values = [sites[f"mode_{mode.name}"] for mode in self.modes]
-        core = sites["core"].reshape(-1) if self.core == "tucker" else None
-        key, *keys = jax.random.split(key, len(values) + 1)
-        index = self.positions(data)
-        if inputs is not None:
-            logs = self.logs_of(sites, data)
-            known = pinned(values, logs, self, data)
-            index = inputs.index
-            values = [
-                statespace.sample(
-                    keys[k], *spread_messages(known, self, k, inputs.steps[k], inputs.known[k])
-                )
-                for k in range(len(values))
-            ]
-        clean = sweep.product_at(values, core, index)
-        if self.offset is None:
-            clean = clean + (sites["offset"] - data.center) / data.unit
-        noise = data.noise_variance
-        if self.noise_variance is None:
-            noise = sites["noise_variance"] / data.unit**2
-        noisy = clean + jnp.sqrt(noise) * jax.random.normal(key, clean.shape, clean.dtype)
-        return data.center + data.unit * noisy
+        return sampling.sample_data(self, data, key, sites, inputs)
 
     # Markov chain Monte Carlo
 
@@ -630,96 +608,17 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         if flat:
             raise ValueError(f"MCMC on FunctionalTucker needs proper priors; {flat} are flat")
 
-    def _noise_unit(self, data):
-        return 1.0 if isinstance(self.noise_prior, priors.ScaledByData) else data.unit**2
-
-    def _functions_of(self, data, sites):
-        """Functions, logarithms of kernel parameters, core, offset and noise of one draw."""
-        logs, values = [], []
-        for k, mode in enumerate(self.modes):
-            units = self._prior_units(data, k)
-            logs.append(
-                {name: jnp.log(sites[f"{name}_{mode.name}"] * unit) for name, unit in units.items()}
-            )
-            chain = self.chain(k, logs[k], data.steps[k])
-            jitter = _JITTER * jnp.diagonal(chain.initial, axis1=-2, axis2=-1)
-            jitter = jitter[:, :, None] * jnp.eye(chain.output.shape[1], dtype=jitter.dtype)
-            white = sites[f"white_{mode.name}"]
-            initial = jnp.einsum("rij,rj->ri", semidefinite_root(chain.initial + jitter), white[0])
-            roots = semidefinite_root(chain.noise + jitter)
-            innovations = jnp.einsum("nrij,nrj->nri", roots, white)
-            values.append(statespace.follow(chain, initial, innovations))
-        noise = data.noise_variance
-        if self.noise_variance is None:
-            noise = sites["noise_variance"] / self._noise_unit(data)
-        offset = sites.get("offset", jnp.zeros_like(data.unit))
-        return tuple(values), tuple(logs), sites.get("core"), offset, noise
-
-    def _white_shape(self, data, k):
-        steps, rank = data.steps[k], self.rank_tuple[k]
-        chain = jax.eval_shape(lambda: self.chain(k, self.start_logs(data)[k], steps))
-        return (*steps.shape, rank, chain.output.shape[1])
-
     def numpyro_model(self, data):
         """Whitened functions, kernel parameters, core and noise."""
-        sites = {}
-        for k, mode in enumerate(self.modes):
-            for name in self.parameter_names(mode):
-                site = f"{name}_{mode.name}"
-                distribution, _ = self._kernel_prior(name, k)
-                sites[site] = numpyro.sample(
-                    site, distribution.expand([self.rank_tuple[k]]).to_event(1)
-                )
-            shape = self._white_shape(data, k)
-            sites[f"white_{mode.name}"] = numpyro.sample(
-                f"white_{mode.name}", dist.Normal(0.0, 1.0).expand(shape).to_event(3)
-            )
-        if self.core == "tucker":
-            size = math.prod(self.rank_tuple)
-            sites["core"] = numpyro.sample("core", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
-        if self.offset is None:
-            sites["offset"] = numpyro.sample("offset", dist.Normal(0.0, 1.0))
-        if self.noise_variance is None:
-            sites["noise_variance"] = numpyro.sample(
-                "noise_variance", priors.distribution_of(self.noise_prior)
-            )
-        values, _, core, offset, noise = self._functions_of(data, sites)
-        fitted = offset + sweep.product_at(values, core, self.positions(data))
-        residual = self.observed(data) - fitted
-        log_likelihood = -0.5 * (
-            data.count * jnp.log(2 * jnp.pi * noise) + jnp.sum(residual**2) / noise
-        )
-        numpyro.factor("values", log_likelihood - data.count * jnp.log(data.unit))
+        sampling.numpyro_model(self, data)
 
     def mcmc_init(self, data, key, initial):
         """Start values of the kernels, random functions, noise of a quarter of the power."""
-        dtype = data.unit.dtype
-        keys = iter(jax.random.split(key, 3 * sum(len(m.values) + 2 for m in self.modes) + 2))
-        logs = self._start_logs(data, initial)
-        sites = {}
-        for k, mode in enumerate(self.modes):
-            units = self._prior_units(data, k)
-            for name, log_value in logs[k].items():
-                jitter = 0.1 * jax.random.normal(next(keys), log_value.shape, dtype)
-                sites[f"{name}_{mode.name}"] = jnp.exp(log_value + jitter) / units[name]
-            sites[f"white_{mode.name}"] = jax.random.normal(
-                next(keys), self._white_shape(data, k), dtype
-            )
-        if self.core == "tucker":
-            size = math.prod(self.rank_tuple)
-            sites["core"] = jax.random.normal(next(keys), (size,), dtype)
-        if self.offset is None:
-            sites["offset"] = 0.1 * jax.random.normal(next(keys), (), dtype)
-        if self.noise_variance is None:
-            noise = starts.START_NOISE if initial is None else 1.0 / initial.precision
-            sites["noise_variance"] = jnp.asarray(noise, dtype) * self._noise_unit(data)
-        return sites
+        return sampling.chain_start(self, data, key, initial)
 
     def mcmc_conditional(self, data, sites):
         """Everything is sampled: one draw."""
-        return Given(*self._functions_of(data, sites))
-
-    # Simulation
+        return Given(*sampling.functions_of(self, data, sites))
 
     def sample_prior(self, key):
         """Draw parameters and values on the grid of all modes' ``points`` from the priors.
@@ -740,71 +639,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         ValueError
             If a mode has no ``points``, or a prior, the offset or the scale depends on data.
         """
-        without = [mode.name for mode in self.modes if mode.points is None]
-        if without:
-            raise ValueError(
-                f"priors of functions can be drawn at given points only: modes {without} have no "
-                "points"
-            )
-        if self.offset is None or self.scale is None:
-            raise ValueError(
-                "offset and scale depend on the data: nothing can be drawn from the prior; give "
-                "numbers"
-            )
-        for mode in self.modes:
-            if any(value is None for value in mode.values.values()):
-                raise ValueError(
-                    f"the prior of mode {mode.name!r} depends on the data's points: give a kernel"
-                )
-            if mode.points.dtype.kind not in "fiu":
-                raise ValueError(
-                    f"prior draws need numbers as points, mode {mode.name!r} has "
-                    f"{mode.points.dtype}"
-                )
-        for name, prior in self.kernel_priors.items():
-            if prior is None:
-                priors.simulable(f"kernel_priors[{name!r}]", prior)
-        if self.noise_variance is None:
-            priors.simulable("noise_prior", self.noise_prior)
-        points = [np.unique(np.asarray(mode.points, float)) for mode in self.modes]
-        grid = np.meshgrid(*points, indexing="ij")
-        indices = np.stack([axis.reshape(-1) for axis in grid], axis=1)
-        with double_precision():
-            key = as_key(key, "draws are random")
-            prepared = self.prepare((indices, np.zeros(len(indices))))
-            parameters, values = _simulate(prepared.model, prepared.data, key)
-        return to_host(parameters), (indices, np.asarray(values))
-
-    def simulate(self, data, key):
-        """Sites and values drawn from the priors at the points of ``data``; traced."""
-        keys = iter(jax.random.split(key, sum(len(m.values) + 3 for m in self.modes) + 3))
-        dtype = data.unit.dtype
-        sites = {}
-        for k, (mode, rank) in enumerate(zip(self.modes, self.rank_tuple, strict=True)):
-            units, own = self._prior_units(data, k), self._units(data, k)
-            logs = {}
-            for name in self.parameter_names(mode):
-                distribution, _ = self._kernel_prior(name, k)
-                drawn = jnp.asarray(distribution.sample(next(keys), (rank,)), dtype) * units[name]
-                logs[name] = jnp.log(drawn)
-                sites[f"{name}_{mode.name}"] = drawn * own[name]
-            nothing = jnp.zeros((*data.steps[k].shape, rank), dtype)
-            sites[f"mode_{mode.name}"] = statespace.sample(
-                next(keys),
-                self.chain(k, logs, data.steps[k]),
-                nothing,
-                jnp.zeros((*nothing.shape, rank), dtype),
-            )
-        if self.core == "tucker":
-            sites["core"] = jax.random.normal(next(keys), self.rank_tuple, dtype)
-        if self.noise_variance is None:
-            sites["noise_variance"] = jnp.asarray(self.noise_prior.sample(next(keys)), dtype)
-        return sites, self.sample_data(data, next(keys), sites, None)
-
-
-@eqx.filter_jit
-def _simulate(model, data, key):
-    return model.simulate(data, key)
+        return sampling.sample_prior(self, key)
 
 
 def _is_none(leaf):

@@ -18,10 +18,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 
-from bayeskit.linalg.contract import kronecker_multiply
 from bayeskit.models import priors
 from bayeskit.models.base import (
     Prepared,
@@ -31,14 +29,14 @@ from bayeskit.models.base import (
     SupportsUpdate,
     best_of,
     key_of_lane,
+    relative_change,
 )
 from bayeskit.models.kronecker_sbl import messages as mean_field
-from bayeskit.models.kronecker_sbl import problem, structure, updates
+from bayeskit.models.kronecker_sbl import problem, sampling, structure, updates
 from bayeskit.models.kronecker_sbl.approximation import (
     Conditional,
     KroneckerSBLPosterior,
     MeanField,
-    coefficient_unit,
     scale_units,
 )
 
@@ -227,7 +225,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
     # What differs from data set to data set is in ``data``; everything below is pure and traced.
 
     @property
-    def _learns_noise(self):
+    def learns_noise(self):
         return self.noise_variance is None
 
     def log_unit(self, data):
@@ -249,10 +247,10 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
         parameters = priors.inverse_gamma(self.noise_prior, data.unit**2, data.unit.dtype)
         return updates.InverseGammaPrior(*(p.astype(data.unit.dtype) for p in parameters))
 
-    def _effective(self, weights):
+    def effective(self, weights):
         return updates.effective(weights, self.factors.strengths, self.factors.masks)
 
-    def _start_weights(self, data, key, lane, initial):
+    def start_weights(self, data, key, lane, initial):
         """Lane 0: equal scales that explain the measurements' power; others: log-normal ones."""
         factors, dtype = self.factors, data.unit.dtype
         if initial is not None:
@@ -283,8 +281,8 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
             for prior, size in zip(self._scale_priors(data), self._slices(data), strict=True)
         ]
 
-    def _start_noise(self, data, initial):
-        if not self._learns_noise:
+    def start_noise(self, data, initial):
+        if not self.learns_noise:
             return data.noise_variance
         if initial is not None and "noise_variance" in initial:
             return jnp.asarray(initial["noise_variance"] / data.unit**2, data.unit.dtype)
@@ -327,9 +325,9 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
         return self._plain_start(data, key, lane, initial)
 
     def _plain_start(self, data, key, lane, initial):
-        weights = self._start_weights(data, key, lane, initial)
-        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
-        parameters = HyperParameters(weights, self._start_noise(data, initial), spectra)
+        weights = self.start_weights(data, key, lane, initial)
+        spectra = structure.spectra(self.factors.reduced, self.effective(weights))
+        parameters = HyperParameters(weights, self.start_noise(data, initial), spectra)
         # Reported scales are normalised: how the factors share one scale is not in them.
         return parameters if initial is None else self._rebalanced(data, parameters)
 
@@ -370,7 +368,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
         The large coefficients decide it, so that it finds the support from far away where steps
         on the evidence stop at a nearby local maximum; those converge fast once it is found.
         """
-        scales = self._effective(parameters.weights)
+        scales = self.effective(parameters.weights)
         stats, _ = self._evaluate(data, parameters, ())
         arguments = (parameters.spectra, scales, parameters.noise_variance, data.measurements)
         fitted = list(scales)
@@ -384,7 +382,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
             for new, mask in zip(fitted, self.factors.masks, strict=True)
         )
         noise = self._update_noise(data, parameters.noise_variance, stats, "expectation")
-        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
+        spectra = structure.spectra(self.factors.reduced, self.effective(weights))
         return HyperParameters(weights, noise, spectra)
 
     def em_step(self, data, parameters, m_step, prune):
@@ -402,7 +400,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
 
     def _pruned(self, parameters, prune):
         weights = updates.prune(parameters.weights, prune)
-        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
+        spectra = structure.spectra(self.factors.reduced, self.effective(weights))
         return parameters._replace(weights=weights, spectra=spectra)
 
     def _rebalanced(self, data, parameters):
@@ -420,10 +418,15 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
         )
         return parameters._replace(weights=weights, spectra=spectra)
 
-    def em_monitored(self, data, parameters):
-        """Scale factors as reported, and the noise: not how the factors share one scale."""
-        sites = problem.normalised_scales(self._effective(parameters.weights), self.factors.layout)
-        return sites, parameters.noise_variance
+    def em_change(self, data, new, old):
+        """Of scale factors as reported, and of the noise: not how the factors share one scale."""
+
+        def watched(parameters):
+            scales = self.effective(parameters.weights)
+            sites = problem.normalised_scales(scales, self.factors.layout)
+            return sites, parameters.noise_variance
+
+        return relative_change(watched(new), watched(old))
 
     def em_objective(self, data, parameters):
         """Log evidence plus log prior density (of the logarithms) of scales and noise."""
@@ -431,7 +434,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
 
     def em_finish(self, data, parameters):
         """The exact posterior given the estimates."""
-        approximation = Conditional(self._effective(parameters.weights), parameters.noise_variance)
+        approximation = Conditional(self.effective(parameters.weights), parameters.noise_variance)
         stats, _ = self._evaluate(data, parameters, ())
         free = stats.noise_leverage / data.tensor.size
         return approximation, stats.log_evidence - self.log_unit(data), free
@@ -443,12 +446,12 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
         objective = stats.log_evidence - self.log_unit(data)
         for prior, weights in zip(self._scale_priors(data), parameters.weights, strict=True):
             objective = objective + prior.log_density(weights)
-        if self._learns_noise:
+        if self.learns_noise:
             objective = objective + self._noise_prior(data).log_density(parameters.noise_variance)
         return stats, objective
 
     def _update_noise(self, data, noise_variance, stats, kind):
-        if not self._learns_noise:
+        if not self.learns_noise:
             return noise_variance
         return updates.noise_update(
             noise_variance,
@@ -478,7 +481,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
             def moved(kind, g=g, parameters=parameters, stats=stats):
                 weights = updates.scale_update(
                     parameters.weights[g],
-                    self._effective(parameters.weights)[g],
+                    self.effective(parameters.weights)[g],
                     self.factors.strengths[g],
                     stats.signal[0],
                     stats.leverage[0],
@@ -489,7 +492,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
                 )
                 noise = self._update_noise(data, parameters.noise_variance, stats, kind)
                 weights = (*parameters.weights[:g], weights, *parameters.weights[g + 1 :])
-                renewed = structure.spectrum(self.factors.reduced[g], self._effective(weights)[g])
+                renewed = structure.spectrum(self.factors.reduced[g], self.effective(weights)[g])
                 spectra = (*parameters.spectra[:g], renewed, *parameters.spectra[g + 1 :])
                 parameters = HyperParameters(weights, noise, spectra)
                 return parameters, *evaluate(data, parameters, ((g + 1) % count,))
@@ -509,7 +512,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
     def _expectation_maximisation(self, data, parameters, m_step):
         """The paper's iterations: second moments of all coefficients, then Kronecker scales."""
         factors, kappa = self.factors, structure.likelihood_power(data.tensor.dtype)
-        scales = self._effective(parameters.weights)
+        scales = self.effective(parameters.weights)
         stats, objective = self._evaluate(data, parameters, ())
         arguments = (factors.reduced, scales, parameters.noise_variance)
         mean = structure.posterior_mean(*arguments, data.measurements)
@@ -533,7 +536,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
                 data.tensor.shape[0],
             )
         noise = self._update_noise(data, parameters.noise_variance, stats, "expectation")
-        spectra = structure.spectra(factors.reduced, self._effective(weights))
+        spectra = structure.spectra(factors.reduced, self.effective(weights))
         parameters = HyperParameters(weights, noise, spectra)
         # The rank-one fit knows no prior, so moving along the prior's ridge would undo it.
         return parameters if m_step == "svd" else self._rebalanced(data, parameters), objective
@@ -543,7 +546,7 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
     def check_messages(self, method):
         """Messages are in closed form for proper inverse-gamma priors without coupling."""
         named = [("scale_prior", self.scale_prior)]
-        if self._learns_noise:
+        if self.learns_noise:
             named.append(("noise_prior", self.noise_prior))
         for name, prior in named:
             if prior is None or not priors.is_conjugate(prior):
@@ -586,13 +589,13 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
 
         weights = jax.tree.map(mix, old.weights, new.weights)
         noise = mix(old.noise_variance, new.noise_variance)
-        spectra = structure.spectra(self.factors.reduced, self._effective(weights))
+        spectra = structure.spectra(self.factors.reduced, self.effective(weights))
         return HyperParameters(weights, noise, spectra)
 
     def _messages(self, data, parameters):
-        noise_prior = self._noise_prior(data) if self._learns_noise else None
+        noise_prior = self._noise_prior(data) if self.learns_noise else None
         return mean_field.messages_at(
-            self._effective(parameters.weights),
+            self.effective(parameters.weights),
             parameters.noise_variance,
             self._scale_priors(data),
             noise_prior,
@@ -609,16 +612,16 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
             self._messages(data, parameters),
             stats.log_evidence,
             self._scale_priors(data),
-            self._noise_prior(data) if self._learns_noise else None,
+            self._noise_prior(data) if self.learns_noise else None,
             self._slices(data),
             data.tensor.size,
             structure.likelihood_power(data.tensor.dtype),
         )
         return stats, bound - self.log_unit(data)
 
-    def messages_monitored(self, data, messages):
+    def messages_change(self, data, new, old):
         """The effective scales and noise, as for EM."""
-        return self.em_monitored(data, messages)
+        return self.em_change(data, new, old)
 
     def messages_bound(self, data, messages):
         """Lower bound on the log evidence."""
@@ -636,94 +639,29 @@ class KroneckerSBL(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
         """Sampling needs proper priors."""
         if self.scale_prior is None:
             raise ValueError("MCMC on KroneckerSBL needs a proper scale_prior, got None (flat)")
-        if self._learns_noise and self.noise_prior is None:
+        if self.learns_noise and self.noise_prior is None:
             raise ValueError(
                 "MCMC on KroneckerSBL needs a proper noise_prior where the noise is learned, "
                 "got None"
             )
 
-    def _site_units(self, data):
-        """Units of the sites of the NumPyro model over those of the scaled problem."""
-        count = len(self.factors.masks)
-        relative_scale = isinstance(self.scale_prior, priors.ScaledByData)
-        relative_noise = isinstance(self.noise_prior, priors.ScaledByData)
-        ones = jnp.ones(count, data.unit.dtype)
-        scales = ones if relative_scale else scale_units(self.factors, data).astype(data.unit.dtype)
-        return scales, jnp.ones_like(data.unit) if relative_noise else data.unit**2
-
     def numpyro_model(self, data):
         """Scales (with coupling, weights) and noise, from priors; coefficients integrated out."""
-        scale_unit, noise_unit = self._site_units(data)
-        distribution = priors.distribution_of(self.scale_prior)
-        weights = [
-            numpyro.sample(f"scales_{g}", distribution.expand([mask.shape[0]]).to_event(1))
-            for g, mask in enumerate(self.factors.masks)
-        ]
-        noise = data.noise_variance
-        if self._learns_noise:
-            noise = (
-                numpyro.sample("noise_variance", priors.distribution_of(self.noise_prior))
-                / noise_unit
-            )
-        logs = [
-            self._log_scales(w, unit, strength, mask)
-            for w, unit, strength, mask in zip(
-                weights, scale_unit, self.factors.strengths, self.factors.masks, strict=True
-            )
-        ]
-        value = structure.log_evidence(
-            tuple(logs), jnp.log(noise), self.factors.reduced, data.measurements
-        )
-        numpyro.factor("log_evidence", value - self.log_unit(data))
-
-    @staticmethod
-    def _log_scales(weights, unit, strength, mask):
-        logs = jnp.log(updates.couple(weights, strength)) - jnp.log(unit)
-        return jnp.where(mask > 0, logs, -jnp.inf)
+        sampling.numpyro_model(self, data)
 
     def mcmc_init(self, data, key, initial):
         """Scales of the data's own size, spread by about a factor e, different for each chain."""
-        scale_unit, noise_unit = self._site_units(data)
-        dtype = data.unit.dtype
-        keys = jax.random.split(key, len(self.factors.masks) + 1)
-        weights = self._start_weights(data, key, 0, initial)
-        jitter = 1.0 if initial is None else 0.1
-        sites = {
-            f"scales_{g}": jnp.where(w > 0, w, 1.0)
-            * unit
-            * jnp.exp(jitter * jax.random.normal(k, w.shape, dtype))
-            for g, (w, unit, k) in enumerate(zip(weights, scale_unit, keys[1:], strict=True))
-        }
-        if self._learns_noise:
-            noise = self._start_noise(data, initial) * noise_unit
-            sites["noise_variance"] = noise * jnp.exp(
-                jitter * jax.random.normal(keys[0], (), dtype)
-            )
-        return sites
+        return sampling.chain_start(self, data, key, initial)
 
     def mcmc_conditional(self, data, sites):
         """The exact posterior of the coefficients given one draw of scales and noise."""
-        scale_unit, noise_unit = self._site_units(data)
-        scales = self._effective([sites[f"scales_{g}"] / unit for g, unit in enumerate(scale_unit)])
-        noise = sites["noise_variance"] / noise_unit if self._learns_noise else data.noise_variance
-        return Conditional(scales, noise)
+        return Conditional(*sampling.conditioned_on(self, data, sites))
 
     # Prediction and warnings
 
     def sample_data(self, data, key, sites, inputs):
         """Measurements of given coefficients, with noise."""
-        factors, layout = self.factors, self.factors.layout
-        matrices = factors.original if inputs is None else inputs.factors
-        sizes = layout.rows if inputs is None else inputs.sizes
-        coefficients = sites["coefficients"] / coefficient_unit(factors, data)
-        if not layout.snapshots:
-            coefficients = coefficients[None]
-        clean = kronecker_multiply(matrices, layout.group(coefficients, layout.columns))
-        noise = data.noise_variance
-        if self._learns_noise:
-            noise = sites["noise_variance"] / data.unit**2
-        noisy = clean + jnp.sqrt(noise) * jax.random.normal(key, clean.shape, clean.dtype)
-        return layout.as_given(noisy * data.unit, sizes)
+        return sampling.sample_data(self, data, key, sites, inputs)
 
     def caveats(self, diagnostics):
         """A fit that takes up all degrees of freedom leaves nothing to tell the noise by."""
