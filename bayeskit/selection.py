@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bayeskit.inference.driver import infer
+from bayeskit.models.base import AbstractModel
 from bayeskit.posterior import Posterior
 from bayeskit.precision import as_key, double_precision
 
@@ -56,6 +57,10 @@ def select(models, data, method=None, *, key=None) -> Selection:
     >>> sorted(bk.select(models, problem.measurements).table.columns)
     ['converged', 'dse', 'elpd_diff', 'elpd_loo', 'log_evidence', 'se']
     """
+    if isinstance(models, AbstractModel):
+        raise TypeError(
+            f"models must be several, got one {type(models).__name__}; put it in a list"
+        )
     named = dict(models) if isinstance(models, Mapping) else dict(enumerate(models))
     if not named:
         raise ValueError("models is empty; at least one model is expected")

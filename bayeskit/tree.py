@@ -26,7 +26,7 @@ def result_tree(posterior, num_draws, key, sites, max_bytes, posterior_predictiv
     """See :meth:`bayeskit.Posterior.to_datatree`."""
     mean, variance, labels = posterior.mean, posterior.variance, posterior.labels
     random_sites = [name for name in mean if name not in posterior.plugged_in]
-    wanted = random_sites if sites is None else list(sites)
+    wanted = _wanted(sites, random_sites)
     unknown = [name for name in wanted if name not in random_sites]
     if unknown:
         raise ValueError(f"sites has {unknown}; the random sites are {random_sites}")
@@ -175,10 +175,16 @@ def _attributes(posterior):
     }
 
 
+def _wanted(sites, default):
+    if isinstance(sites, str):
+        raise TypeError(f"sites must be a sequence of names such as ({sites!r},), got {sites!r}")
+    return default if sites is None else list(sites)
+
+
 def summary_table(posterior, sites):
     """See :meth:`bayeskit.Posterior.summary`."""
     mean, variance, labels = posterior.mean, posterior.variance, posterior.labels
-    wanted = list(mean) if sites is None else list(sites)
+    wanted = _wanted(sites, list(mean))
     unknown = [name for name in wanted if name not in mean]
     if unknown:
         raise ValueError(f"sites has {unknown}; the sites are {list(mean)}")
@@ -211,19 +217,21 @@ def summary_table(posterior, sites):
 
 
 def _most_certain(center, spread):
-    """Indices of the entries with the largest ``|mean| / sd``."""
+    """Indices of the entries with the largest ``|mean| / sd``; of equal ones, the largest."""
     with np.errstate(divide="ignore", invalid="ignore"):
         score = np.nan_to_num(np.abs(center) / spread, nan=0.0)
-    order = np.argsort(-score, axis=None, kind="stable")[:_SUMMARY_ENTRIES]
+    order = np.lexsort((-np.abs(center).ravel(), -score.ravel()))[:_SUMMARY_ENTRIES]
     return [tuple(int(i) for i in np.unravel_index(flat, center.shape)) for flat in order]
 
 
 def _entry(site, index, labels):
-    """Name of one entry of a site, with the coordinates of its place."""
+    """Name of one entry of a site: the coordinates of its place, its number where they repeat."""
     if not index:
         return site
     places = []
     for dim, i in zip(labels.dims[site], index, strict=True):
         values = labels.coords.get(dim)
-        places.append(str(i) if values is None else str(np.asarray(values)[i]))
+        texts = None if values is None else [str(value) for value in np.asarray(values)]
+        unique = texts is not None and len(set(texts)) == len(texts)
+        places.append(texts[i] if unique else str(i))
     return f"{site}[{', '.join(places)}]"

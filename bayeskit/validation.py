@@ -31,8 +31,11 @@ def values_of(name, array):
     Raises
     ------
     ValueError
-        If entries are masked: nothing is known of them, and their values must not be used.
+        If entries are masked: nothing is known of them, and their values must not be used. If
+        there are no data, or rows of unequal length.
     """
+    if array is None:
+        raise ValueError(f"{name} is None; numbers are expected")
     if isinstance(array, xr.DataArray):
         return array.values
     if isinstance(array, np.ma.MaskedArray):
@@ -44,12 +47,20 @@ def values_of(name, array):
                 f"{_plain(first)}; known numbers are expected"
             )
         return np.asarray(array.data)
-    return array if isinstance(array, jax.Array) else np.asarray(array)
+    if isinstance(array, jax.Array):
+        return array
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array of numbers: {error}") from None
 
 
 def is_numeric(array) -> bool:
-    """Whether an array holds real or complex numbers (not booleans, strings, objects)."""
-    return jnp.issubdtype(array.dtype, jnp.number)
+    """Whether an array holds real or complex numbers (not booleans, strings, objects).
+
+    Longer ones than double precision are none that JAX could hold.
+    """
+    return jnp.issubdtype(array.dtype, jnp.number) and array.dtype.char not in "gG"
 
 
 def check_finite(name, array, advice="finite numbers are expected"):

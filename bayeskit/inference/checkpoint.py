@@ -64,6 +64,8 @@ def read(path, marks, states, records):
         If the file is not a checkpoint, is cut short, or belongs to another model, method, data
         or key; the message says which part differs.
     """
+    if os.path.isfile(path) and not zipfile.is_zipfile(path):
+        raise ValueError(f"checkpoint {str(path)!r} is no checkpoint, or is cut short")
     try:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -443,7 +443,7 @@ def _differentiate_slogdet(primals, tangents):
 
 
 def qr(matrix: Inexact[Array, "*batch m n"]):
-    """Reduced QR decomposition ``q, r``, NaN for a non-finite matrix.
+    """Reduced QR decomposition ``q, r``, NaN for a non-finite matrix; for one, not for a batch.
 
     Parameters
     ----------

@@ -521,8 +521,15 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         return EMState(messages, logs, ascent or ()), objective
 
     def em_change(self, data, new, old):
-        """As for messages."""
-        return self.messages_change(data, new.messages, old.messages)
+        """As for messages; where a step was too far, the length of the next one."""
+        change = self.messages_change(data, new.messages, old.messages)
+        for logs, before, ascent in zip(new.logs, old.logs, new.ascent, strict=True):
+            pairs = zip(jax.tree.leaves(logs), jax.tree.leaves(before), strict=True)
+            refused = jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs]))
+            steps = jax.tree.leaves(optax.tree.get(ascent, "step_sizes"))
+            longest = jnp.max(jnp.stack([jnp.max(step) for step in steps]))
+            change = jnp.maximum(change, jnp.where(refused, longest, 0.0))
+        return change
 
     def em_objective(self, data, parameters):
         """The bound plus the log prior density of the logarithms of kernel parameters."""

@@ -12,11 +12,12 @@ import numpyro.distributions as dist
 from bayeskit import statespace
 from bayeskit.linalg.small import semidefinite_root
 from bayeskit.models import priors
-from bayeskit.models.functional_tucker import starts, sweep
+from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import pinned, spread_messages
 from bayeskit.precision import as_key, double_precision, to_host
 
 _JITTER = 1e-10
+_START_NOISE = 0.25  # of a chain, as a share of the values' power
 
 
 def sample_prior(model, key):
@@ -183,7 +184,7 @@ def chain_start(model, data, key, initial):
     if model.offset is None:
         sites["offset"] = 0.1 * jax.random.normal(next(keys), (), dtype)
     if model.noise_variance is None:
-        noise = starts.START_NOISE if initial is None else 1.0 / initial.precision
+        noise = _START_NOISE if initial is None else 1.0 / initial.precision
         sites["noise_variance"] = jnp.asarray(noise, dtype) * _noise_unit(model, data)
     return sites
 

@@ -11,7 +11,8 @@ from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import Factorised, moments_at_points
 
-START_NOISE = 0.25  # share of the values' power
+# Share of the values' power: weak components do not survive the first sweeps beside much more.
+START_NOISE = 0.01
 
 
 class Start(NamedTuple):

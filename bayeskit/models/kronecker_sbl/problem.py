@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 import warnings
 from typing import Any, NamedTuple
 
@@ -167,7 +168,12 @@ def check_coupling(coupling, axes):
     """One finite strength ≥ 0 an axis, or ``None``."""
     if coupling is None:
         return None
-    strengths = np.asarray(coupling, dtype=float)
+    try:
+        strengths = np.asarray(coupling, dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"coupling must have {axes} real numbers >= 0, one an axis, got {coupling!r}"
+        ) from None
     if strengths.shape != (axes,) or not np.all(np.isfinite(strengths)) or np.any(strengths < 0):
         raise ValueError(
             f"coupling must have {axes} finite numbers >= 0, one an axis, got {coupling!r}"
@@ -190,7 +196,7 @@ def check_groups(scales, dictionaries, coupling):
         groups = named[scales]
     else:
         try:
-            groups = tuple(tuple(int(axis) for axis in group) for group in scales)
+            groups = tuple(tuple(operator.index(axis) for axis in group) for group in scales)
         except TypeError:
             raise TypeError(
                 f"scales must be a name or groups of axes such as ((0, 1), (2,)), got {scales!r}"
@@ -336,13 +342,30 @@ def joined(dictionaries, data, new_data):
     tensors = []
     for each in (data, new_data):
         tensor, snapshots = check_tensor(each, dictionaries, False)
-        kept = each if all(named) else tensor
-        if not snapshots:
-            kept = kept.expand_dims("snapshot") if isinstance(kept, xr.DataArray) else kept[None]
-        tensors.append(kept)
+        tensors.append((each if all(named) else tensor, snapshots))
     if all(named):
-        return xr.concat(tensors, dim=tensors[0].dims[0], join="exact")
-    return np.concatenate([np.asarray(tensor) for tensor in tensors])
+        return _joined_by_name(*tensors, len(dictionaries))
+    return np.concatenate([np.asarray(t if lead else t[None]) for t, lead in tensors])
+
+
+def _joined_by_name(first, second, axes):
+    """Two named tensors, each with whether it has snapshots, behind one another."""
+    lead = next((tensor.dims[0] for tensor, snapshots in (first, second) if snapshots), "snapshot")
+    both = [tensor if has else tensor.expand_dims(lead) for tensor, has in (first, second)]
+    if both[0].dims != both[1].dims:
+        raise ValueError(
+            f"new_data has the dimensions {second[0].dims}, expected those of the data so far, "
+            f"{first[0].dims[-axes:]}, after snapshots {both[0].dims[0]!r} if there are any"
+        )
+    if (lead in both[0].coords) != (lead in both[1].coords):
+        raise ValueError(
+            f"the snapshots of the data so far or of new_data have no coordinate {lead!r}, the "
+            f"others have one: give both, as in new_data.expand_dims({lead}=[...]), or drop it"
+        )
+    try:
+        return xr.concat(both, dim=lead, join="exact")
+    except ValueError as error:
+        raise ValueError(f"new_data has other coordinates than the data so far: {error}") from None
 
 
 def prepare_observations(tensor, factors, noise_variance, dtype):

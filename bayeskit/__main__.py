@@ -1,0 +1,5 @@
+"""``python -m bayeskit``: the command line."""
+
+from bayeskit.cli import app
+
+app()
