@@ -231,7 +231,7 @@ def _entry(site, index, labels):
     places = []
     for dim, i in zip(labels.dims[site], index, strict=True):
         values = labels.coords.get(dim)
-        texts = None if values is None else [str(value) for value in np.asarray(values)]
-        unique = texts is not None and len(set(texts)) == len(texts)
-        places.append(texts[i] if unique else str(i))
+        texts = [] if values is None else [str(value) for value in np.asarray(values)]
+        repeated = len(set(texts)) < len(texts)
+        places.append(texts[i] if texts and not repeated else str(i))
     return f"{site}[{', '.join(places)}]"

@@ -344,7 +344,7 @@ def joined(dictionaries, data, new_data):
         tensor, snapshots = check_tensor(each, dictionaries, False)
         tensors.append((each if all(named) else tensor, snapshots))
     if all(named):
-        return _joined_by_name(*tensors, len(dictionaries))
+        return _joined_by_name(tensors[0], tensors[1], len(dictionaries))
     return np.concatenate([np.asarray(t if lead else t[None]) for t, lead in tensors])
 
 
