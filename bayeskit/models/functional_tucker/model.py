@@ -45,7 +45,7 @@ from bayeskit.statespace.kernels import names_in_index_units
 _STARTS = 4
 _TRIAL_SWEEPS = 20
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
-_NATS = 10.0  # a gain of the bound that the stopping rule counts as a change by one
+_NATS = 100.0  # a gain of the bound that the stopping rule counts as a change by one
 _START_LENGTHSCALE = 0.2  # of the range of a mode's points
 _VARIANCE_PRIOR = dist.Gamma(0.5, 0.5)
 # Of the gradient itself, not its negative: uphill.
@@ -561,7 +561,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         return renewed, messages.bound
 
     def messages_change(self, data, new, old):
-        """Of fitted values and the noise, relative; of the bound, in units of ten nats.
+        """Of fitted values and the noise, relative; of the bound, in units of a hundred nats.
 
         Kernels and scales move last, when the fitted values hardly do. What a nat is worth does not
         depend on how large the bound is.
