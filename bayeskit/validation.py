@@ -30,12 +30,14 @@ def values_of(name, array):
 
     Raises
     ------
+    TypeError
+        If there are no data.
     ValueError
         If entries are masked: nothing is known of them, and their values must not be used. If
-        there are no data, or rows of unequal length.
+        rows are of unequal length.
     """
     if array is None:
-        raise ValueError(f"{name} is None; numbers are expected")
+        raise TypeError(f"{name} is None; numbers are expected")
     if isinstance(array, xr.DataArray):
         return array.values
     if isinstance(array, np.ma.MaskedArray):

@@ -91,7 +91,7 @@ def test_one_model_is_not_a_selection():
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, write):
     path = tmp_path / "run.npy"
     write(path)
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read: it is no checkpoint"):
         bk.infer(MODEL, DATA, checkpoint=path)
 
 

@@ -65,7 +65,9 @@ def read(path, marks, states, records):
         or key; the message says which part differs.
     """
     if os.path.isfile(path) and not zipfile.is_zipfile(path):
-        raise ValueError(f"checkpoint {str(path)!r} is no checkpoint, or is cut short")
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be read: it is no checkpoint, or is cut short"
+        )
     try:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
