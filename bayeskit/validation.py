@@ -37,7 +37,7 @@ def values_of(name, array):
         rows are of unequal length.
     """
     if array is None:
-        raise TypeError(f"{name} is None; numbers are expected")
+        raise TypeError(f"{name} must be real or complex numbers, got None")
     if isinstance(array, xr.DataArray):
         return array.values
     if isinstance(array, np.ma.MaskedArray):

@@ -72,7 +72,7 @@ def test_one_site_is_not_a_sequence_of_letters(posterior, sites):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (None, "data is None"),
+        (None, "data must be real or complex numbers, got None"),
         ([[1, 2], [3]], "data is no array of numbers"),
         (DATA.astype(np.longdouble), "got float128"),
     ],
