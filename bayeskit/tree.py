@@ -199,15 +199,19 @@ def summary_table(posterior, sites):
                 "norm": float(np.linalg.norm(center)),
                 "mean_variance": float(np.mean(variance[site])),
             }
-        for index in indices:
-            rows[_entry(site, index, labels)] = {"mean": center[index], "sd": float(spread[index])}
+        for name, index in zip(_entries(site, indices, labels), indices, strict=True):
+            rows[name] = {"mean": center[index], "sd": float(spread[index])}
     table = pd.DataFrame.from_dict(rows, orient="index")
     diagnostics = posterior.trace.get("diagnostics", {})
     for column in ("rhat", "ess_bulk"):
         values = {
-            _entry(site, index, labels): float(array[index])
+            name: float(value)
             for site, array in diagnostics.get(column, {}).items()
-            for index in np.ndindex(np.shape(array))
+            for name, value in zip(
+                _entries(site, list(np.ndindex(np.shape(array))), labels),
+                np.ravel(array),
+                strict=True,
+            )
         }
         if values:
             table[column] = [values.get(name, np.nan) for name in table.index]
@@ -224,14 +228,15 @@ def _most_certain(center, spread):
     return [tuple(int(i) for i in np.unravel_index(flat, center.shape)) for flat in order]
 
 
-def _entry(site, index, labels):
-    """Name of one entry of a site: the coordinates of its place, its number where they repeat."""
-    if not index:
-        return site
-    places = []
-    for dim, i in zip(labels.dims[site], index, strict=True):
+def _entries(site, indices, labels):
+    """Names of entries of a site: coordinates of their places, numbers where those repeat."""
+    texts = []
+    for dim in labels.dims[site] if indices and indices[0] else ():
         values = labels.coords.get(dim)
-        texts = [] if values is None else [str(value) for value in np.asarray(values)]
-        repeated = len(set(texts)) < len(texts)
-        places.append(texts[i] if texts and not repeated else str(i))
-    return f"{site}[{', '.join(places)}]"
+        names = None if values is None else [str(value) for value in np.asarray(values)]
+        texts.append(names if names is not None and len(set(names)) == len(names) else None)
+    for index in indices:
+        places = [
+            str(i) if names is None else names[i] for i, names in zip(index, texts, strict=True)
+        ]
+        yield f"{site}[{', '.join(places)}]" if places else site
