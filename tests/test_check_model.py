@@ -7,6 +7,7 @@ import pytest
 import bayeskit as bk
 from bayeskit.models.kronecker_sbl.approximation import Conditional
 from bayeskit.testing import CHECKS, check_model, checks
+from bayeskit.testing.case import compilations
 from tests.registered import REGISTERED
 
 
@@ -21,10 +22,14 @@ def _pairs():
 @pytest.mark.parametrize(("problem", "method"), tuple(_pairs()))
 def test_pair(problem, method):
     expected_failed = problem.expected_failed.get(type(method).__name__)
-    seconds = check_model(
-        problem.model, method, problem.data, key=0, expected_failed=expected_failed
-    )
+    with compilations() as programs:
+        seconds = check_model(
+            problem.model, method, problem.data, key=0, expected_failed=expected_failed
+        )
     assert list(seconds) == list(CHECKS)
+    # The algorithm itself: for the problem, in float32, for a batch, and once to spare.
+    algorithm = [name for name in programs if "_advance" in name or "_run_batch" in name]
+    assert 1 <= len(algorithm) <= 4
 
 
 class WrongVariance(Conditional):

@@ -182,12 +182,12 @@ def require_raises(kinds, action, what, *texts):
 
 @contextlib.contextmanager
 def compilations():
-    """A list that gets one entry a program that JAX compiles."""
+    """A list that gets the name of every program that JAX compiles."""
     programs = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _COMPILE_EVENT:
-            programs.append(duration_secs)
+            programs.append(str(kwargs.get("fun_name")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

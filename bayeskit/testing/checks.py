@@ -51,9 +51,10 @@ def check_model(
 
     Notes
     -----
-    Every check runs, whatever the others find. Cost: three sets of compiled programs (problem,
-    batch of three, float32), and milliseconds beyond them if the problem is as small as it should
-    be. Source of the idea: scikit-learn's ``check_estimator``.
+    Every check runs, whatever the others find. Cost: the method is compiled three times (problem,
+    batch of three, float32), and so are draws, predictions and leave-one-out; milliseconds beyond
+    that if the problem is as small as it should be. Source of the idea: scikit-learn's
+    ``check_estimator``.
 
     Examples
     --------
