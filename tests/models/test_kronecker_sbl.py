@@ -8,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
+from numpyro.infer.util import log_density
 
 import bayeskit as bk
 from tests.models.dense import DenseModel, kron
@@ -415,3 +416,29 @@ def test_unused_warnings_do_not_escape(problem):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bk.infer(bk.models.KroneckerSBL(problem.dictionaries), problem.measurements)
+
+
+def test_zero_columns_take_no_part_in_priors_or_chains(problem):
+    first = problem.dictionaries[0].copy()
+    first[:, 2] = 0.0
+    model = bk.models.KroneckerSBL(
+        (first, problem.dictionaries[1]),
+        coupling=(0.7, 0.0),
+        scale_prior=dist.InverseGamma(3.0, 2.0),
+        noise_prior=dist.InverseGamma(3.0, 0.1),
+    )
+    parameters, measurements = model.sample_prior(0)
+    for site in ("scales_0", "coefficients"):
+        np.testing.assert_array_equal(np.flatnonzero(parameters[site].reshape(6, -1)[:, 0] == 0), 2)
+    with jax.enable_x64(True):
+        with pytest.warns(bk.ConditioningWarning, match="1 zero columns"):
+            prepared = model.prepare(measurements)
+
+        def likelihood(weight):
+            weights = jnp.ones(6).at[2].set(weight)
+            sites = {"scales_0": weights, "scales_1": jnp.ones(6), "noise_variance": jnp.array(0.1)}
+            value = log_density(prepared.model.numpyro_model, (prepared.data,), {}, sites)[0]
+            return value - dist.InverseGamma(3.0, 2.0).log_prob(weights).sum()
+
+        np.testing.assert_allclose(likelihood(1.0), likelihood(50.0), rtol=1e-12)
+        assert jax.grad(likelihood)(1.0) == pytest.approx(0.0, abs=1e-12)

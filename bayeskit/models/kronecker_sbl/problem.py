@@ -524,10 +524,11 @@ def _draw_from_priors(
         scale_prior.sample(k, (math.prod(layout.columns[axis] for axis in group),))
         for k, group in zip(keys[3:], layout.groups, strict=True)
     ]
-    scales = [
-        updates.couple(w, strengths[group[0]])
-        for w, group in zip(weights, layout.groups, strict=True)
+    used = [
+        jnp.any(dictionary != 0, axis=0).astype(weights[0].dtype) for dictionary in dictionaries
     ]
+    masks = [functools.reduce(jnp.kron, [used[axis] for axis in group]) for group in layout.groups]
+    scales = updates.effective(weights, [strengths[group[0]] for group in layout.groups], masks)
     noise = noise_variance if noise_prior is None else noise_prior.sample(keys[0])
     roots = outer([jnp.sqrt(scale) for scale in scales])
     coefficients = roots * jax.random.normal(keys[1], roots.shape, dtype)

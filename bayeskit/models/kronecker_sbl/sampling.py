@@ -6,7 +6,7 @@ import numpyro
 
 from bayeskit.linalg.contract import kronecker_multiply
 from bayeskit.models import priors
-from bayeskit.models.kronecker_sbl import structure, updates
+from bayeskit.models.kronecker_sbl import structure
 from bayeskit.models.kronecker_sbl.approximation import coefficient_unit, scale_units
 
 
@@ -39,11 +39,10 @@ def numpyro_model(model, data):
         noise = (
             numpyro.sample("noise_variance", priors.distribution_of(model.noise_prior)) / noise_unit
         )
+    scales = model.effective([w / unit for w, unit in zip(weights, scale_unit, strict=True)])
     logs = [
-        _log_scales(w, unit, strength, mask)
-        for w, unit, strength, mask in zip(
-            weights, scale_unit, model.factors.strengths, model.factors.masks, strict=True
-        )
+        jnp.where(mask > 0, jnp.log(jnp.where(mask > 0, scale, 1.0)), -jnp.inf)
+        for scale, mask in zip(scales, model.factors.masks, strict=True)
     ]
     value = structure.log_evidence(
         tuple(logs), jnp.log(noise), model.factors.reduced, data.measurements
@@ -86,8 +85,3 @@ def _site_units(model, data):
     ones = jnp.ones(count, data.unit.dtype)
     scales = ones if relative_scale else scale_units(model.factors, data).astype(data.unit.dtype)
     return scales, jnp.ones_like(data.unit) if relative_noise else data.unit**2
-
-
-def _log_scales(weights, unit, strength, mask):
-    logs = jnp.log(updates.couple(weights, strength)) - jnp.log(unit)
-    return jnp.where(mask > 0, logs, -jnp.inf)

@@ -207,8 +207,10 @@ def rank_one(second_moments):
 
 
 def effective(weights, strengths, masks):
-    """Scales of the coefficients: coupled weights, zero where a column cannot be used."""
-    return tuple(couple(h, b) * mask for h, b, mask in zip(weights, strengths, masks, strict=True))
+    """Scales of the coefficients: coupled weights, without the columns that cannot be used."""
+    return tuple(
+        couple(h * mask, b) * mask for h, b, mask in zip(weights, strengths, masks, strict=True)
+    )
 
 
 def prune(scales, threshold):
