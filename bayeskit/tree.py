@@ -16,6 +16,7 @@ from bayeskit import evaluation
 from bayeskit._version import __version__
 from bayeskit.precision import double_precision
 from bayeskit.results import positive_count
+from bayeskit.validation import chosen_names
 
 _PARTS = ["real", "imag"]
 _SUMMARY_SCALARS = 100
@@ -26,10 +27,7 @@ def result_tree(posterior, num_draws, key, sites, max_bytes, posterior_predictiv
     """See :meth:`bayeskit.Posterior.to_datatree`."""
     mean, variance, labels = posterior.mean, posterior.variance, posterior.labels
     random_sites = [name for name in mean if name not in posterior.plugged_in]
-    wanted = _wanted(sites, random_sites)
-    unknown = [name for name in wanted if name not in random_sites]
-    if unknown:
-        raise ValueError(f"sites has {unknown}; the random sites are {random_sites}")
+    wanted = chosen_names("sites", sites, random_sites, "random sites")
     targets = {}
     if posterior_predictive:
         targets["posterior_predictive"] = posterior.target(None)
@@ -175,19 +173,10 @@ def _attributes(posterior):
     }
 
 
-def _wanted(sites, default):
-    if isinstance(sites, str):
-        raise TypeError(f"sites must be a sequence of names such as ({sites!r},), got {sites!r}")
-    return default if sites is None else list(sites)
-
-
 def summary_table(posterior, sites):
     """See :meth:`bayeskit.Posterior.summary`."""
     mean, variance, labels = posterior.mean, posterior.variance, posterior.labels
-    wanted = _wanted(sites, list(mean))
-    unknown = [name for name in wanted if name not in mean]
-    if unknown:
-        raise ValueError(f"sites has {unknown}; the sites are {list(mean)}")
+    wanted = chosen_names("sites", sites, list(mean), "sites")
     rows, large = {}, {}
     for site in wanted:
         center, spread = np.asarray(mean[site]), np.sqrt(np.asarray(variance[site]))

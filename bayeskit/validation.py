@@ -1,5 +1,7 @@
 """Checks of what users give, before any tracing."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,51 @@ def values_of(name, array):
         return np.asarray(array)
     except ValueError as error:
         raise ValueError(f"{name} is no array of numbers: {error}") from None
+
+
+def chosen_names(name, chosen, known, kind):
+    """The names that a user chose among the known ones, which are of some kind; all by default.
+
+    Raises
+    ------
+    TypeError
+        If they are one string, whose letters would be taken for names.
+    ValueError
+        If one is unknown.
+    """
+    if isinstance(chosen, str):
+        raise TypeError(f"{name} must be a sequence of names such as ({chosen!r},), got {chosen!r}")
+    chosen = list(known) if chosen is None else list(chosen)
+    unknown = [item for item in chosen if item not in known]
+    if unknown:
+        raise ValueError(f"{name} has {unknown}; the {kind} are {list(known)}")
+    return chosen
+
+
+def check_integer(name, value, smallest) -> int:
+    """An integer argument of a method, as Python's own, which JSON and static fields take."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}")
+    return operator.index(value)
+
+
+def check_number(name, value, smallest, below=np.inf) -> float:
+    """A finite number argument of a method in ``[smallest, below)``, as Python's own."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not smallest <= value < below:
+        raise ValueError(f"{name} must be in [{smallest}, {below}), got {value}")
+    return float(value)
+
+
+def check_probability(name, value) -> float:
+    """A number argument strictly between zero and one."""
+    value = check_number(name, value, 0.0, 1.0)
+    if value == 0.0:
+        raise ValueError(f"{name} must be in (0, 1), got {value}")
+    return value
 
 
 def is_numeric(array) -> bool:

@@ -162,7 +162,7 @@ def test_what_cannot_be_ranked_is_refused(exact):
     model, method = _known_scales(), bk.inference.EM()
     with pytest.raises(ValueError, match="point estimate"):
         calibrate(model, method, key=0, num_simulations=200, sites=["scales_0"])
-    with pytest.raises(ValueError, match="the random sites are"):
+    with pytest.raises(ValueError, match=r"sites has \['x'\]; the sites are"):
         calibrate(model, method, key=0, num_simulations=200, sites=["x"])
     with pytest.raises(ValueError, match="other simulated data"):
         calibrate(model, method, key=2, num_simulations=200, reference=exact)
@@ -172,6 +172,48 @@ def test_what_cannot_be_ranked_is_refused(exact):
         )
     with pytest.raises(ValueError, match="num_simulations"):
         calibrate(model, method, key=0, num_simulations=1)
+    with pytest.raises(TypeError, match="bayeskit model"):
+        calibrate(None, method, key=0)
+    with pytest.raises(TypeError, match="sequence of names"):
+        calibrate(model, method, key=0, num_simulations=200, sites="coefficients")
+    with pytest.raises(ValueError, match="sites is empty"):
+        calibrate(model, method, key=0, num_simulations=200, sites=[])
+    for quantity in (lambda parameters, data: np.nan, lambda parameters, data: data):
+        with pytest.raises(ValueError, match=r"quantities\['power'\] must give one finite number"):
+            calibrate(model, method, key=0, num_simulations=200, quantities={"power": quantity})
+    for probability in (0.0, 2.0):
+        with pytest.raises(ValueError, match="probability must be in"):
+            exact.bands(probability)
+
+
+def test_discrete_quantities_and_variances_that_do_not_exist(exact):
+    sign = {"sign": lambda parameters, data: parameters["coefficients"][0, 0] > 0}
+    result = calibrate(
+        _known_scales(), bk.inference.EM(), key=1, num_simulations=200, quantities=sign
+    )
+    assert result.p_values.loc["sign", "ecdf"] > _P_VALUE
+    # An inverse gamma of concentration 1 + 1/2 has no variance; its draws can be ranked.
+    model = bk.models.KroneckerSBL(
+        [kronecker_problem((5,), (4,))[0][0]],
+        scale_prior=dist.InverseGamma(1.0, 1.0),
+        noise_prior=dist.InverseGamma(3.0, 0.2),
+    )
+    result = calibrate(model, bk.inference.MessagePassing(), key=0, num_simulations=10)
+    assert np.all(result.usable)
+    assert np.isnan(result.mean_z2["scales_0"])
+    assert np.isfinite(result.mean_z2["coefficients"])
+
+
+@pytest.mark.filterwarnings("ignore:.*zero columns")
+def test_entries_that_are_no_random_numbers_are_not_ranked():
+    first = _DICTIONARIES[0].copy()
+    first[:, 1] = 0.0
+    model = bk.models.KroneckerSBL(
+        (first, _DICTIONARIES[1]), noise_variance=0.1, scale_prior=_NEARLY_ONE
+    )
+    result = calibrate(model, bk.inference.EM(), key=1, num_simulations=200)
+    assert result.ranks["coefficients"].shape == (200, 6)
+    _assert_calibrated(result)
 
 
 def test_unfinished_fits_are_kept_and_counted():
@@ -190,7 +232,7 @@ def test_plot_and_tree(exact):
     figure = exact.plot(["coefficients"])
     lines = figure.viz["ecdf_lines"]["coefficients"]
     assert lines.shape == (9,)
-    with pytest.raises(ValueError, match="ranked are"):
+    with pytest.raises(ValueError, match="ranked sites are"):
         exact.plot(["nothing"])
 
 

@@ -1,6 +1,5 @@
 """Methods that climb an objective: expectation maximisation and variational messages."""
 
-import operator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import numpy as np
 
 from bayeskit.inference.base import AbstractMethod, Fit
 from bayeskit.models.base import SupportsEM, SupportsMessages, best_of
+from bayeskit.validation import check_integer, check_number
 
 
 class AscentState(NamedTuple):
@@ -99,24 +99,6 @@ class _Ascent(AbstractMethod):
         self.max_iterations = check_integer("max_iterations", max_iterations, 1)
         self.tolerance = check_number("tolerance", tolerance, 0.0)
         self.restarts = check_integer("restarts", restarts, 1)
-
-
-def check_integer(name, value, smallest) -> int:
-    """An integer argument of a method, as Python's own, which JSON and static fields take."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {value}")
-    return operator.index(value)
-
-
-def check_number(name, value, smallest, below=np.inf) -> float:
-    """A finite number argument of a method in ``[smallest, below)``, as Python's own."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not smallest <= value < below:
-        raise ValueError(f"{name} must be in [{smallest}, {below}), got {value}")
-    return float(value)
 
 
 class EM(_Ascent):

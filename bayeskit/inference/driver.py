@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bayeskit.errors import ConditioningWarning, ConvergenceWarning
 from bayeskit.inference import checkpoint as checkpoints
-from bayeskit.inference.ascent import EM, MessagePassing, check_integer
+from bayeskit.inference.ascent import EM, MessagePassing
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
 from bayeskit.inference.mcmc import MCMC
 from bayeskit.models.base import AbstractModel, SupportsUpdate
 from bayeskit.posterior import Posterior
 from bayeskit.precision import as_key, double_precision, refuse_transformation
 from bayeskit.results import Convergence
-from bayeskit.validation import owned
+from bayeskit.validation import check_integer, owned
 
 METHODS = (EM, MessagePassing, MCMC)
 _BLOCK = 50
@@ -290,6 +290,11 @@ def _needs(method_class):
 
 def _check_arguments(name, model, data, method):
     refuse_transformation(name, model, data, method)
+    return checked_method(model, method)
+
+
+def checked_method(model, method):
+    """The method, or the model's own by default, if the two are what they should be and match."""
     if not isinstance(model, AbstractModel):
         raise TypeError(f"model must be a bayeskit model, got {type(model).__name__}")
     method = model.default_method if method is None else method

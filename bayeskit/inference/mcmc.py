@@ -12,10 +12,10 @@ import xarray as xr
 from numpyro.infer.hmc import hmc
 from numpyro.infer.util import ParamInfo, constrain_fn, potential_energy, unconstrain_fn
 
-from bayeskit.inference.ascent import check_integer, check_number
 from bayeskit.inference.base import AbstractMethod, Fit
 from bayeskit.models.base import SupportsMCMC
 from bayeskit.results import AbstractApproximation, map_in_blocks
+from bayeskit.validation import check_integer, check_number
 
 _CONDITIONAL_BLOCK = 8
 _RHAT_LIMIT = 1.01

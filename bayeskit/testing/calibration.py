@@ -26,8 +26,9 @@ import xarray as xr
 from scipy import stats
 
 from bayeskit.errors import ConvergenceWarning
-from bayeskit.inference.driver import infer_batch
+from bayeskit.inference.driver import checked_method, infer_batch
 from bayeskit.precision import as_key, double_precision, to_host
+from bayeskit.validation import check_probability, chosen_names
 
 _INTERVALS = (0.5, 0.8, 0.9, 0.95)
 _ENTRIES = 16
@@ -45,12 +46,14 @@ class CalibrationResult:
         Model and method.
     num_simulations, num_draws : int
     ranks : dict of integer arrays (usable simulations, entries)
-        By site or test quantity: how many of the ``num_draws`` draws are below the true value.
+        By site or test quantity: how many of the ``num_draws`` draws are below the true value,
+        and a random number of those that equal it.
         Real and imaginary parts of complex sites are entries of their own.
     entries : dict of lists of str
         What the columns of ``ranks`` are.
     squared_errors : dict of arrays (usable simulations, entries)
-        ``(truth - mean)² / variance``; for complex sites by complex entry.
+        ``(truth - mean)² / variance``; for complex sites by complex entry. NaN where the
+        posterior's variance does not exist.
     widths : dict of arrays (usable simulations, entries)
         Widths of the central 90 % intervals of the draws.
     truths : dict of arrays (num_simulations, entries)
@@ -194,6 +197,7 @@ class CalibrationResult:
         -------
         points, lower, upper : arrays (num_draws,)
         """
+        check_probability("probability", probability)
         count = int(np.sum(self.usable))
         points, tails, null = _null(count, self.num_draws)
         level = np.quantile(null, 1.0 - probability)
@@ -218,10 +222,8 @@ class CalibrationResult:
         """
         import arviz_plots
 
-        sites = list(self.ranks) if sites is None else list(sites)
-        unknown = [site for site in sites if site not in self.ranks]
-        if unknown:
-            raise ValueError(f"sites has {unknown}; ranked are {list(self.ranks)}")
+        sites = chosen_names("sites", sites, list(self.ranks), "ranked sites")
+        check_probability("probability", probability)
         tree = self.to_datatree()
         return arviz_plots.plot_ecdf_pit(
             tree,
@@ -286,8 +288,9 @@ def calibrate(
     batch_size : int, optional
         As for :func:`bayeskit.infer_batch`.
     sites : sequence of str, optional
-        Sites to rank; all random ones by default. Of a site with more than 16 entries, 16 are
-        ranked, the same in all simulations.
+        Sites to rank; all random ones by default. Entries that the prior holds at one value, such
+        as coefficients of zero columns, are not ranked. Of a site with more than 16 others, 16
+        are, the same in all simulations.
     quantities : mapping, optional
         Test quantities by name: functions of ``(parameters, data)`` to a number, ``parameters`` a
         dict by site. One that depends on the data, such as the log-likelihood, finds errors that
@@ -329,6 +332,8 @@ def calibrate(
     for name, value in (("num_simulations", num_simulations), ("num_draws", num_draws)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 2:
             raise ValueError(f"{name} must be an integer of at least 2, got {value!r}")
+    method = checked_method(model, method)
+    quantities = {} if quantities is None else quantities
     with double_precision():
         simulation_key, fit_key, draw_key = jax.random.split(
             as_key(key, "simulations are random"), 3
@@ -338,6 +343,9 @@ def calibrate(
     parameters = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[0] for pair in simulated))
     data = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[1] for pair in simulated))
 
+    _check_quantities(quantities, parameters)
+    if not chosen_names("sites", sites, parameters, "sites"):
+        raise ValueError(f"sites is empty; the sites are {list(parameters)}")
     truths = {site: _truth_columns(values) for site, values in parameters.items()}
     _check_reference(reference, truths)
 
@@ -350,39 +358,39 @@ def calibrate(
     mean, variance = posterior.mean, posterior.variance
     ranked = _sites_to_rank(sites, mean, plugged_in)
     draws = _independent_draws(posterior, draw_key, num_draws)
+    # A variance that does not exist is infinite: no reason to leave a posterior out.
     usable = functools.reduce(
         np.logical_and,
-        [_finite(array) for site in ranked for array in (draws[site], mean[site], variance[site])],
+        [_finite(draws[site]) & _known(mean[site]) & _known(variance[site]) for site in ranked],
     )
     if not np.any(usable):
         raise ValueError(f"no fit of {method!r} to {num_simulations} simulated data sets is finite")
 
     ranks, entries, squared_errors, widths = {}, {}, {}, {}
     for site in ranked:
-        shape = parameters[site].shape[1:]
-        chosen = _choose_entries(shape)
+        chosen = _choose_entries(parameters[site])
         truth, center, spread = (
             _columns(moment[site], chosen)[usable] for moment in (parameters, mean, variance)
         )
         with np.errstate(divide="ignore", invalid="ignore"):
-            squared_errors[site] = np.abs(truth - center) ** 2 / spread
+            squared_errors[site] = np.where(
+                np.isfinite(spread), np.abs(truth - center) ** 2 / spread, np.nan
+            )
         drawn = np.stack([_split_complex(_columns(draw, chosen)) for draw in draws[site][usable]])
         labels = [f"[{', '.join(map(str, index))}]" if index else site for index in chosen]
         if drawn.shape[-1] == 2 * len(labels):
             labels = [f"{label} {part}" for part in ("real", "imag") for label in labels]
         entries[site] = labels
         ranks[site], widths[site] = _ranks_and_widths(truths[site][usable], drawn)
-    for name, quantity in (quantities or {}).items():
-        if name in parameters:
-            raise ValueError(f"quantities has {name!r}, which is a site's name")
+    for name, quantity in quantities.items():
         truths[name], drawn = _evaluate_quantity(
-            quantity, parameters, data, draws, mean, plugged_in, usable
+            name, quantity, parameters, data, draws, mean, plugged_in, usable
         )
         entries[name] = [name]
         ranks[name], widths[name] = _ranks_and_widths(truths[name][usable], drawn)
 
     return CalibrationResult(
-        description=f"{type(model).__name__} by {method!r}",
+        description=f"{type(model).__name__} by {posterior.method!r}",
         num_simulations=int(num_simulations),
         num_draws=int(num_draws),
         ranks=ranks,
@@ -399,21 +407,28 @@ def calibrate(
 
 def _sites_to_rank(sites, mean, plugged_in):
     random_sites = [site for site in mean if site not in plugged_in]
-    if sites is None:
-        if not random_sites:
-            raise ValueError(
-                f"all sites are point estimates ({', '.join(plugged_in)}): nothing can be ranked"
-            )
-        return random_sites
-    for site in sites:
-        if site in plugged_in:
-            raise ValueError(
-                f"sites has {site!r}, a point estimate: it has no draws to rank; the random sites "
-                f"are {random_sites}"
-            )
-        if site not in mean:
-            raise ValueError(f"sites has {site!r}; the random sites are {random_sites}")
-    return list(sites)
+    if not random_sites:
+        raise ValueError(
+            f"all sites are point estimates ({', '.join(plugged_in)}): nothing can be ranked"
+        )
+    chosen = random_sites if sites is None else list(sites)
+    points = [site for site in chosen if site in plugged_in]
+    if points:
+        raise ValueError(
+            f"sites has the point estimates {points}: they have no draws to rank; the random sites "
+            f"are {random_sites}"
+        )
+    return chosen
+
+
+def _check_quantities(quantities, sites):
+    if not isinstance(quantities, Mapping):
+        raise TypeError(f"quantities must be functions by name, got {type(quantities).__name__}")
+    for name, quantity in quantities.items():
+        if not callable(quantity):
+            raise TypeError(f"quantities[{name!r}] must be a function, got {quantity!r}")
+        if name in sites:
+            raise ValueError(f"quantities has {name!r}, which is a site's name")
 
 
 @eqx.filter_jit
@@ -457,13 +472,22 @@ def _finite(array):
     return np.all(np.isfinite(np.asarray(array)), axis=tuple(range(1, np.ndim(array))))
 
 
-def _choose_entries(shape):
-    """Indices to rank: all of a small site, a random but fixed subset of a large one."""
-    size = int(np.prod(shape, dtype=int))
-    chosen = np.arange(size)
-    if size > _ENTRIES:
+def _known(array):
+    """Whether none of each simulation's numbers is NaN."""
+    return ~np.any(np.isnan(np.asarray(array)), axis=tuple(range(1, np.ndim(array))))
+
+
+def _choose_entries(values):
+    """Indices to rank: all of a small site, a random but fixed subset of a large one.
+
+    Entries that the prior holds at one value are no random numbers, and left out.
+    """
+    shape = values.shape[1:]
+    moving = np.ravel(np.any(values != values[:1], axis=0))
+    chosen = np.flatnonzero(moving)
+    if chosen.size > _ENTRIES:
         generator = np.random.default_rng(_NULL_SEED)
-        chosen = np.sort(generator.choice(size, _ENTRIES, replace=False))
+        chosen = np.sort(generator.choice(chosen, _ENTRIES, replace=False))
     return [tuple(int(i) for i in np.unravel_index(flat, shape)) for flat in chosen]
 
 
@@ -475,7 +499,7 @@ def _split_complex(columns):
 
 
 def _truth_columns(values):
-    return _split_complex(_columns(values, _choose_entries(values.shape[1:])))
+    return _split_complex(_columns(values, _choose_entries(values)))
 
 
 def _columns(array, indices):
@@ -484,25 +508,35 @@ def _columns(array, indices):
 
 
 def _ranks_and_widths(truth, drawn):
-    """From truths (simulation, entry) and draws (simulation, draw, entry)."""
+    """From truths (simulation, entry) and draws (simulation, draw, entry).
+
+    A truth that equals draws, as discrete quantities do, has a random rank among them.
+    """
     lower, upper = np.quantile(drawn, [0.05, 0.95], axis=1)
-    return np.sum(drawn < truth[:, None], axis=1), upper - lower
+    below, equal = np.sum(drawn < truth[:, None], axis=1), np.sum(drawn == truth[:, None], axis=1)
+    ties = np.random.default_rng(_NULL_SEED).integers(0, equal, endpoint=True)
+    return below + ties, upper - lower
 
 
-def _evaluate_quantity(quantity, parameters, data, draws, mean, plugged_in, usable):
+def _evaluate_quantity(name, quantity, parameters, data, draws, mean, plugged_in, usable):
     """Truths (simulations, 1) and draws (usable simulations, draws, 1) of one test quantity."""
 
     def item(tree, index):
         return jax.tree.map(lambda leaf: leaf[index], tree)
 
+    def number(own_parameters, own_data):
+        value = np.asarray(quantity(own_parameters, own_data))
+        if value.size != 1 or not np.isreal(value).all() or not np.isfinite(value).all():
+            raise ValueError(f"quantities[{name!r}] must give one finite number, gave {value!r}")
+        return float(value.reshape(()).real)
+
     num_draws = next(iter(draws.values())).shape[1]
     count = usable.size
-    truths = [[float(quantity(item(parameters, i), item(data, i)))] for i in range(count)]
+    truths = [[number(item(parameters, i), item(data, i))] for i in range(count)]
     drawn = []
     for i in np.flatnonzero(usable):
         own, fixed = item(data, i), {site: mean[site][i] for site in plugged_in}
-        values = (quantity({**fixed, **item(draws, (i, j))}, own) for j in range(num_draws))
-        drawn.append([[float(value)] for value in values])
+        drawn.append([[number({**fixed, **item(draws, (i, j))}, own)] for j in range(num_draws)])
     return np.asarray(truths), np.asarray(drawn)
 
 

@@ -334,6 +334,8 @@ def test_batch_equals_single_fits_and_survives_a_broken_item(problem, fit):
         np.testing.assert_allclose(
             batch.mean["coefficients"][item], fit.mean["coefficients"], atol=1e-12
         )
+    with pytest.warns(bk.ConvergenceWarning, match=r"items \[1\] of the batch"):
+        np.testing.assert_array_equal(batch.support()[2], fit.support())
     assert batch.log_evidence[2] == pytest.approx(fit.log_evidence, rel=1e-12)
 
 

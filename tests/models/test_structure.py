@@ -140,9 +140,19 @@ def test_float32_is_accurate_at_sixty_decibels():
             arguments = (factors, tuple(jnp.asarray(s, dtype) for s in single))
             arguments = (*arguments, jnp.asarray(np.float32(noise), dtype), tensor)
             results.append(
-                (structure.posterior_mean(*arguments), structure.posterior_variance(*arguments))
+                [
+                    (
+                        structure.posterior_mean(*arguments),
+                        structure.posterior_variance(*arguments),
+                    ),
+                    structure.fitted(*arguments, (None, None)),
+                    structure.predicted(*arguments, factors),
+                ]
             )
-    (mean, variance), (exact_mean, exact_variance) = results
-    assert mean.dtype == np.float32
-    assert np.linalg.norm(mean - exact_mean) <= 1e-5 * np.linalg.norm(exact_mean)
-    assert np.max(np.abs(variance / exact_variance - 1)) <= 1e-5
+    for single, double in zip(*results, strict=True):
+        (mean, variance), (exact_mean, exact_variance) = single, double
+        assert mean.dtype == np.float32
+        assert np.linalg.norm(mean - exact_mean) <= 1e-5 * np.linalg.norm(exact_mean)
+        assert np.max(np.abs(variance / exact_variance - 1)) <= 1e-5
+    # Predictions where the measurements are, by the way for any others.
+    np.testing.assert_allclose(results[1][2][1], results[1][1][1], rtol=1e-9)

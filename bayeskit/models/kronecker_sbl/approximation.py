@@ -1,5 +1,6 @@
 """Posteriors of Kronecker-structured sparse Bayesian learning."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
+from bayeskit.errors import ConvergenceWarning
 from bayeskit.models.kronecker_sbl import structure
 from bayeskit.models.kronecker_sbl.messages import Messages
 from bayeskit.models.kronecker_sbl.problem import normalised_scales
 from bayeskit.models.priors import inverse_gamma_moments
 from bayeskit.posterior import Posterior
 from bayeskit.results import AbstractApproximation
+from bayeskit.validation import check_probability
 
 _MOMENT_DRAWS = 4096
 
@@ -244,11 +247,20 @@ class KroneckerSBLPosterior(Posterior):
         Returns
         -------
         numpy.ndarray of bool
-            Of the shape of the coefficients.
+            Of the shape of the coefficients. Items of a batch that could not be fitted have none,
+            and are warned about.
         """
-        if not 0 < probability < 1:
-            raise ValueError(f"probability must be in (0, 1), got {probability!r}")
+        probability = check_probability("probability", probability)
         mean, variance = self.mean["coefficients"], self.variance["coefficients"]
+        if self.batch is not None:
+            unknown = np.flatnonzero(np.isnan(mean).any(axis=tuple(range(1, mean.ndim))))
+            if unknown.size:
+                warnings.warn(
+                    f"items {unknown.tolist()} of the batch could not be fitted: nothing is known "
+                    "of their support",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
         if np.iscomplexobj(mean):
             threshold = -np.log1p(-probability)
         else:

@@ -331,8 +331,9 @@ def posterior_variance(factors, scales, noise_variance, measurements):
         padding = [(0, n - m) for m, n in shapes]
         share = kronecker_multiply(weights, jnp.pad(remaining, padding, constant_values=1.0))
     else:
-        inside = outer_with([jnp.sum(weight, axis=1) for weight in weights], reference)
-        share = jnp.maximum(1.0 - inside, 0.0) + kronecker_multiply(weights, remaining)
+        inside = [jnp.sum(weight, axis=1) for weight in weights]
+        outside = [jnp.maximum(1.0 - share, 0.0) for share in inside]
+        share = _untouched(inside, outside, reference) + kronecker_multiply(weights, remaining)
     return outer_with(scales, reference) * share
 
 
@@ -377,9 +378,31 @@ def predicted(factors, scales, noise_variance, measurements, new_factors):
     roots = [new * jnp.sqrt(scale) for new, scale in zip(new_factors, scales, strict=True)]
     basis = [root @ s.right for root, s in zip(roots, decomposed, strict=True)]
     mean = kronecker_multiply(basis, white.whitened_mean)
-    prior = outer_with([jnp.sum(jnp.abs(root) ** 2, axis=1) for root in roots], mean)
-    explained = kronecker_multiply([jnp.abs(b) ** 2 for b in basis], white.fraction)
-    return mean, jnp.maximum(prior - explained, 0.0)
+    remaining = noise_variance / white.total
+    inside = [jnp.abs(b) ** 2 for b in basis]
+    untouched = _untouched(
+        [jnp.sum(share, axis=1) for share in inside],
+        [
+            jnp.sum(jnp.abs(root - b @ s.right.conj().T) ** 2, axis=1)
+            for root, b, s in zip(roots, basis, decomposed, strict=True)
+        ],
+        mean,
+    )
+    return mean, untouched + kronecker_multiply(inside, remaining)
+
+
+def _untouched(inside, outside, reference):
+    """Prior variance (P_1, …) outside the directions that the data speak of.
+
+    ``inside`` and ``outside`` (P_i,) are, by factor, the parts within and without the range of the
+    measurements. The product of the sums less that of the ``inside`` parts, as a sum of products
+    that are none of them negative: nothing cancels.
+    """
+    total = [i + o for i, o in zip(inside, outside, strict=True)]
+    return sum(
+        outer_with([*total[:g], outside[g], *inside[g + 1 :]], reference)
+        for g in range(len(inside))
+    )
 
 
 def leave_one_out(factors, scales, noise_variance, tensor):
