@@ -3,6 +3,7 @@
 #   make quickstart   install, then fit real data: figures, trees and a summary in quickstart-output/
 #   make test         install, then run the tests
 #   make test-full    the whole matrix of tests
+#   make test-lowest  the tests, with the oldest versions that pyproject.toml allows
 #   make lint types docs benchmarks clean
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ WORKERS ?= 2
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 CACHE := $(VENV)/cache
+LOWEST := $(VENV)/lowest
 
 # Test workers and repeated runs share what they compile.
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)/jax
@@ -33,7 +35,7 @@ QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
 
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --basetemp=$(VENV)/pytest
 
-.PHONY: quickstart test test-full lint types docs benchmarks clean
+.PHONY: quickstart test test-full test-lowest lint types docs benchmarks clean
 .NOTPARALLEL:
 
 quickstart: $(VENV)/installed
@@ -44,6 +46,9 @@ test: $(VENV)/installed-tests
 
 test-full: $(VENV)/installed-tests
 	@$(PYTEST) -m ""
+
+test-lowest: $(LOWEST)/installed
+	@XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not full"
 
 lint: $(VENV)/installed-lint
 	@$(BIN)/ruff check .
@@ -78,4 +83,13 @@ $(VENV)/installed: pyproject.toml | $(VENV)/created
 
 $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --group $* --editable .
+	@touch $@
+
+$(LOWEST)/installed: pyproject.toml | $(VENV)/created
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z0-9-]*\)[^>]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	    > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/lowest.txt \
+	    --group tests --editable .
 	@touch $@

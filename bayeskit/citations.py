@@ -42,6 +42,22 @@ _METHODS = {
 def cite(obj) -> str:
     """BibTeX entries for a model, a method, or a posterior (both of its).
 
+    Parameters
+    ----------
+    obj : model, method or Posterior
+        Or the class of a model or method.
+
+    Returns
+    -------
+    str
+        Entries with an empty line between two. Methods that a model's own source describes have
+        none of theirs.
+
+    Raises
+    ------
+    TypeError
+        If there is nothing to cite, naming what there is something for.
+
     Examples
     --------
     >>> import bayeskit as bk

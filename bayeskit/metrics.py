@@ -10,6 +10,10 @@ import numpy as np
 from jaxtyping import Complex, Inexact
 
 from bayeskit._random import numpy_generator
+from bayeskit.datasets.sparse import check_snr
+from bayeskit.validation import check_integer, check_number, check_positive, double_array
+
+__all__ = ["channel_nmse", "nmse", "psnr", "support_recovery_rate", "symbol_error_rate"]
 
 
 def nmse(truth: Any, estimate: Any) -> float:
@@ -27,8 +31,10 @@ def nmse(truth: Any, estimate: Any) -> float:
 
     Raises
     ------
+    TypeError
+        If an array is not of numbers.
     ValueError
-        If shapes differ, an entry is not finite, or the truth is zero.
+        If shapes differ, an entry is masked or not finite, or the truth is zero.
 
     Examples
     --------
@@ -36,10 +42,9 @@ def nmse(truth: Any, estimate: Any) -> float:
     0.04
     """
     truth, estimate = _pair("truth", truth, "estimate", estimate)
-    power = _power(truth)
-    if power == 0:
+    if not truth.any():
         raise ValueError("truth: got only zeros; expected a non-zero array to normalise by")
-    return float(_power(estimate - truth) / power)
+    return float(_relative_power(truth, estimate))
 
 
 def channel_nmse(channels_true: Any, channels_estimated: Any) -> float:
@@ -56,9 +61,11 @@ def channel_nmse(channels_true: Any, channels_estimated: Any) -> float:
 
     Raises
     ------
+    TypeError
+        If an array is not of numbers.
     ValueError
-        If shapes differ or are not three-dimensional, an entry is not finite, or a true channel
-        is zero.
+        If shapes differ or are not three-dimensional, an entry is masked or not finite, or a true
+        channel is zero.
 
     References
     ----------
@@ -72,9 +79,7 @@ def channel_nmse(channels_true: Any, channels_estimated: Any) -> float:
     0.5
     """
     channels_true, channels_estimated = _channels(channels_true, channels_estimated)
-    power = np.sum(np.abs(channels_true) ** 2, axis=(1, 2))
-    error = np.sum(np.abs(channels_estimated - channels_true) ** 2, axis=(1, 2))
-    return float(np.mean(error / power))
+    return float(np.mean(_relative_power(channels_true, channels_estimated, axis=(1, 2))))
 
 
 def symbol_error_rate(
@@ -97,7 +102,7 @@ def symbol_error_rate(
     ----------
     channels_true, channels_estimated : array (patterns, receive_antennas, transmit_antennas)
     snr_db : float
-        In decibels, after combining.
+        In decibels, after combining; ``inf`` for no noise.
     key : int or JAX key
         For symbols and noise.
     num_symbols : int
@@ -110,9 +115,11 @@ def symbol_error_rate(
 
     Raises
     ------
+    TypeError
+        If an array is not of numbers, ``num_symbols`` no integer, or ``snr_db`` no number.
     ValueError
-        If shapes differ or are not three-dimensional, an entry is not finite, a true channel is
-        zero, or ``num_symbols`` is below one.
+        If shapes differ or are not three-dimensional, an entry is masked or not finite, a true
+        channel is zero, ``num_symbols`` is below one, or ``snr_db`` is out of range.
 
     References
     ----------
@@ -126,10 +133,8 @@ def symbol_error_rate(
     0.0
     """
     channels_true, channels_estimated = _channels(channels_true, channels_estimated)
-    if num_symbols < 1:
-        raise ValueError(f"num_symbols: got {num_symbols}; expected at least 1")
-    if math.isnan(snr_db):
-        raise ValueError("snr_db: got nan; expected a number of decibels")
+    num_symbols = check_integer("num_symbols", num_symbols, 1)
+    snr_db = check_snr(snr_db)
     rng = numpy_generator(key)
 
     left, values, right = np.linalg.svd(channels_estimated, full_matrices=False)
@@ -166,8 +171,11 @@ def psnr(image: Any, estimate: Any, data_range: float = 1.0) -> float:
 
     Raises
     ------
+    TypeError
+        If an array is not of numbers, or ``data_range`` is no number.
     ValueError
-        If shapes differ, an entry is not finite, or ``data_range`` is not positive.
+        If shapes differ, an entry is masked or not finite, or ``data_range`` is not positive and
+        finite.
 
     Examples
     --------
@@ -175,10 +183,9 @@ def psnr(image: Any, estimate: Any, data_range: float = 1.0) -> float:
     20.0
     """
     image, estimate = _pair("image", image, "estimate", estimate)
-    if not 0 < data_range < math.inf:
-        raise ValueError(f"data_range: got {data_range}; expected a positive number")
-    error = float(np.mean(np.abs(estimate - image) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+    data_range = check_positive("data_range", data_range)
+    error = float(np.mean(np.abs((estimate - image) / data_range) ** 2))
+    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def support_recovery_rate(truth: Any, estimate: Any, *, threshold: float = 1e-3) -> float:
@@ -201,8 +208,10 @@ def support_recovery_rate(truth: Any, estimate: Any, *, threshold: float = 1e-3)
 
     Raises
     ------
+    TypeError
+        If an array is not of numbers, or ``threshold`` is no number.
     ValueError
-        If shapes differ, an entry is not finite, or ``threshold`` is out of range.
+        If shapes differ, an entry is masked or not finite, or ``threshold`` is out of range.
 
     References
     ----------
@@ -214,8 +223,7 @@ def support_recovery_rate(truth: Any, estimate: Any, *, threshold: float = 1e-3)
     >>> support_recovery_rate([1.0, 0.0, 2.0], [1.1, 0.1, 0.0])
     0.3333333333333333
     """
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold: got {threshold}; expected a number in [0, 1)")
+    threshold = check_number("threshold", threshold, 0.0, 1.0)
     truth, estimate = _pair("truth", truth, "estimate", estimate)
     modulus = np.abs(estimate)
     found = modulus > threshold * modulus.max(initial=0.0)
@@ -224,14 +232,20 @@ def support_recovery_rate(truth: Any, estimate: Any, *, threshold: float = 1e-3)
     return float(np.count_nonzero(found & true) / union) if union else 1.0
 
 
-def _power(array):
-    return np.sum(np.abs(array) ** 2)
+def _relative_power(truth, estimate, axis=None):
+    """Power of the error over that of the truth, both in units in which no square overflows."""
+    unit = np.abs(truth).max(axis=axis, keepdims=True)
+    unit = np.maximum(unit, np.finfo(np.float64).tiny)  # whose reciprocal is finite
+    truth = truth / unit
+    with np.errstate(over="ignore", invalid="ignore"):  # an error too large for a number is inf
+        error = np.abs(estimate / unit - truth)
+        return np.sum(error**2, axis=axis) / np.sum(np.abs(truth) ** 2, axis=axis)
 
 
 def _pair(
     first_name: str, first: Any, second_name: str, second: Any
 ) -> tuple[Inexact[np.ndarray, "..."], Inexact[np.ndarray, "..."]]:
-    first, second = _double(first_name, first), _double(second_name, second)
+    first, second = double_array(first_name, first), double_array(second_name, second)
     if first.shape != second.shape:
         raise ValueError(
             f"{second_name}: got shape {second.shape}; expected {first.shape}, that of {first_name}"
@@ -239,18 +253,6 @@ def _pair(
     if first.size == 0:
         raise ValueError(f"{first_name}: got no entries (shape {first.shape})")
     return first, second
-
-
-def _double(name, array):
-    array = np.asarray(array)
-    if array.dtype.kind not in "biufc":
-        raise TypeError(f"{name}: got dtype {array.dtype}; expected numbers")
-    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    if not np.isfinite(array).all():
-        bad = np.argwhere(~np.isfinite(array))
-        first = tuple(int(i) for i in bad[0])
-        raise ValueError(f"{name}: got {len(bad)} non-finite entries, the first at {first}")
-    return array
 
 
 def _channels(

@@ -12,8 +12,21 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from bayeskit.metrics import psnr
+from bayeskit.models import FunctionalTuckerPosterior, KroneckerSBLPosterior
+from bayeskit.posterior import Posterior
+from bayeskit.validation import (
+    REAL,
+    check_integer,
+    check_positive,
+    check_probability,
+    chosen_names,
+    double_array,
+)
+
+__all__ = ["plot_convergence", "plot_image_posterior", "plot_mode_functions", "plot_support"]
 
 _BAR_LENGTH = 0.8
+_FAR = 1e6  # standard deviations
 
 
 def plot_image_posterior(
@@ -54,31 +67,43 @@ def plot_image_posterior(
 
     Raises
     ------
+    TypeError
+        If an array is not of real numbers, or ``data_range`` is no number.
     ValueError
-        If an array is not of the mean's shape.
+        If an array is empty, not two-dimensional or not of the mean's shape, an entry is masked or
+        not finite, a standard deviation is negative, or ``data_range`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.linspace(0.0, 1.0, 12).reshape(3, 4)
+    >>> figure = plot_image_posterior(image + 0.1, np.full((3, 4), 0.2), truth=image)
+    >>> [axis.get_title().splitlines()[0] for axis in figure.axes[:3]]
+    ['truth', 'posterior mean: PSNR 20.0 dB', 'posterior standard deviation']
     """
     import matplotlib.pyplot as plt
 
-    mean, standard_deviation = np.asarray(mean, float), np.asarray(standard_deviation, float)
-    if mean.ndim != 2:
+    mean = double_array("mean", mean, REAL)
+    if mean.ndim != 2 or mean.size == 0:
         raise ValueError(f"mean: got shape {mean.shape}; expected an image (rows, columns)")
-    for name, image in (
-        ("standard_deviation", standard_deviation),
-        ("truth", truth),
-        ("baseline", baseline),
-    ):
-        if image is not None and np.shape(image) != mean.shape:
-            raise ValueError(f"{name}: got shape {np.shape(image)}; expected {mean.shape}")
+    standard_deviation = _image("standard_deviation", standard_deviation, mean.shape)
+    if (standard_deviation < 0).any():
+        raise ValueError(
+            f"standard_deviation must be at least 0, got {standard_deviation.min():.6g}"
+        )
+    truth, baseline = (
+        None if image is None else _image(name, image, mean.shape)
+        for name, image in (("truth", truth), ("baseline", baseline))
+    )
 
-    reference = mean if truth is None else np.asarray(truth, float)
+    reference = mean if truth is None else truth
     low, high = float(reference.min()), float(reference.max())
-    data_range = high - low if data_range is None else data_range
+    data_range = high - low if data_range is None else check_positive("data_range", data_range)
     grey = {"cmap": "gray", "vmin": low, "vmax": high}
     panels: list[tuple[str, np.ndarray, dict[str, Any], str]] = []
     if truth is not None:
         panels.append(("truth", reference, grey, unit))
     if baseline is not None:
-        baseline = np.asarray(baseline, float)
         name = baseline_label + _decibels(truth, baseline, data_range)
         panels.append((name, baseline, grey, unit))
     panels.append(("posterior mean" + _decibels(truth, mean, data_range), mean, grey, unit))
@@ -91,8 +116,9 @@ def plot_image_posterior(
         limit = float(np.quantile(np.abs(error), 0.995)) or 1.0
         signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
         panels.append(("error: mean − truth", error, signed, unit))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            standardised = np.nan_to_num(error / standard_deviation, posinf=0.0, neginf=0.0)
+        # 0 / 0 is no error; what is infinite is coloured as the largest errors are.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            standardised = np.nan_to_num(error / standard_deviation, posinf=_FAR, neginf=-_FAR)
         inside = float(np.mean(np.abs(standardised) < 1))
         name = f"error / standard deviation\n{inside:.0%} of pixels within ±1 (normal: 68 %)"
         panels.append((name, standardised, {"cmap": "RdBu_r", "vmin": -3, "vmax": 3}, "sd"))
@@ -142,16 +168,28 @@ def plot_support(
     Raises
     ------
     TypeError
-        For the posterior of a batch, or of a model without coefficients and scales.
+        For the posterior of a batch or of another family, if ``max_coefficients`` is no integer,
+        or if ``probability`` is no number.
+    ValueError
+        If ``max_coefficients`` is below one, or ``probability`` is not in (0, 1).
+
+    Examples
+    --------
+    >>> import bayeskit as bk
+    >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+    >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+    >>> posterior = bk.infer(model, problem.measurements)
+    >>> figure = plot_support(posterior, max_coefficients=8)
+    >>> figure.axes[0].get_title()
+    '8 of 36 coefficients: mean and 95% interval'
     """
     import matplotlib.pyplot as plt
-    from scipy.stats import norm
 
-    _require_one_data_set("plot_support", posterior)
+    _require_one_data_set("plot_support", posterior, KroneckerSBLPosterior)
+    max_coefficients = check_integer("max_coefficients", max_coefficients, 1)
+    probability = check_probability("probability", probability)
     mean = posterior.mean
     scales = [name for name in mean if name.startswith("scales_")]
-    if "coefficients" not in mean or not scales:
-        raise TypeError(f"plot_support shows coefficients and scales; the sites are {list(mean)}")
     supported = posterior.support(probability)
     center = np.asarray(mean["coefficients"])
     spread = np.sqrt(np.asarray(posterior.variance["coefficients"]))
@@ -243,14 +281,38 @@ def plot_mode_functions(
 
     Raises
     ------
-    ValueError, TypeError
-        For an unknown mode, or the posterior of a batch.
+    TypeError
+        For the posterior of a batch or of another family, if ``modes`` is one string, if
+        ``components`` is no integer, or if ``probability`` is no number.
+    ValueError
+        If a mode is unknown or none is named, ``components`` is below one, or ``probability`` is
+        not in (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import bayeskit as bk
+    >>> day = np.repeat(np.arange(12.0), 2)
+    >>> site = np.tile(["a", "b"], 12)
+    >>> level = np.sin(day / 3) * np.where(site == "a", 1.0, 2.0)
+    >>> table = pd.DataFrame({"day": day, "site": site, "level": level})
+    >>> modes = [bk.models.Mode("day"), bk.models.Mode("site", categorical=True)]
+    >>> model = bk.models.FunctionalTucker(modes, ranks=1, value="level", noise_variance=0.01)
+    >>> posterior = bk.infer(model, table)
+    >>> figure = plot_mode_functions(posterior)
+    >>> [axis.get_title() for axis in figure.axes]
+    ['day, function 1', 'site, function 1']
     """
     import matplotlib.pyplot as plt
 
-    _require_one_data_set("plot_mode_functions", posterior)
+    _require_one_data_set("plot_mode_functions", posterior, FunctionalTuckerPosterior)
+    components = check_integer("components", components, 1)
+    probability = check_probability("probability", probability)
     every = {mode.name: mode for mode in posterior.prepared.model.modes}
-    names = list(every) if modes is None else list(modes)
+    names = chosen_names("modes", modes, every, "modes")
+    if not names:
+        raise ValueError(f"modes: got none; the modes are {list(every)}")
     found = {name: posterior.mode_function(name) for name in names}
     columns = min(components, max(each.mean.shape[1] for each in found.values()))
     figure, axes = plt.subplots(
@@ -301,11 +363,20 @@ def plot_convergence(posterior: Any) -> Figure:
     Raises
     ------
     TypeError
-        For the posterior of a batch, or where the method keeps no trace.
+        For what is no posterior, that of a batch, or where the method keeps no trace.
+
+    Examples
+    --------
+    >>> import bayeskit as bk
+    >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+    >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+    >>> figure = plot_convergence(bk.infer(model, problem.measurements))
+    >>> [axis.get_title() for axis in figure.axes]
+    ['objective before each iteration', 'largest relative change of a site']
     """
     import matplotlib.pyplot as plt
 
-    _require_one_data_set("plot_convergence", posterior)
+    _require_one_data_set("plot_convergence", posterior, Posterior)
     status = posterior.convergence
     method = type(posterior.method).__name__
     ended = "converged" if status.converged else "NOT converged"
@@ -323,10 +394,11 @@ def plot_convergence(posterior: Any) -> Figure:
             inset.plot(steps[len(steps) // 4 :], tail, linewidth=1)
             inset.set_title("last three quarters", fontsize=8)
             inset.tick_params(labelsize=7)
-        right.semilogy(steps, trace["change"], ".-", markersize=3)
+        _changes(right, steps, np.asarray(trace["change"]))
         tolerance = posterior.method.settings().get("tolerance")
         if tolerance:
             right.axhline(tolerance, color="C3", linewidth=1, label=f"tolerance {tolerance:g}")
+        if right.get_legend_handles_labels()[0]:
             right.legend(fontsize=9)
         right.set_ylabel("relative change")
         right.set_title("largest relative change of a site", fontsize=11)
@@ -347,7 +419,27 @@ def plot_convergence(posterior: Any) -> Figure:
     return figure
 
 
-def _require_one_data_set(function, posterior):
+def _changes(axis, steps, change):
+    """Changes on a logarithmic axis, with those of exactly zero along its bottom."""
+    zero = change == 0
+    axis.semilogy(steps, np.where(zero, np.nan, change), ".-", markersize=3)
+    if zero.any():
+        bottom = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+        axis.plot(steps[zero], np.zeros(zero.sum()), "vC0", label="no change at all", **bottom)
+
+
+def _image(name, image, shape):
+    image = double_array(name, image, REAL)
+    if image.shape != shape:
+        raise ValueError(f"{name}: got shape {image.shape}; expected {shape}")
+    return image
+
+
+def _require_one_data_set(function, posterior, family):
+    if not isinstance(posterior, family):
+        raise TypeError(
+            f"posterior: {function} got {type(posterior).__name__}; expected {family.__name__}"
+        )
     if posterior.batch is not None:
         raise TypeError(f"{function} is for one data set, got a batch of {posterior.batch}")
 

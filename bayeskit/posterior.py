@@ -153,10 +153,33 @@ class Posterior:
         Parameters
         ----------
         inputs : optional
-            Where to predict; what it is depends on the family. The observed data's own places
-            by default.
+            Where to predict; what it is depends on the family: dictionaries (P_i, N_i), one an
+            axis, or rows of indices. The observed data's own places by default.
         include_noise : bool
             Whether the variance is that of a new noisy measurement.
+
+        Returns
+        -------
+        Prediction
+            Mean and variance of the data's shape, or that of ``inputs``; a leading axis ``batch``
+            for a batch.
+
+        Raises
+        ------
+        TypeError
+            If ``inputs`` is not of the kind that the family takes, or takes for a batch.
+        ValueError
+            If ``inputs`` does not have the shape that the model needs, or is not finite.
+
+        Examples
+        --------
+        >>> import bayeskit as bk
+        >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+        >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+        >>> posterior = bk.infer(model, problem.measurements)
+        >>> first, second = problem.dictionaries
+        >>> posterior.predict([first[:3], second]).mean.shape
+        (3, 5)
         """
         with double_precision():
             target = self.target(inputs)
@@ -180,6 +203,39 @@ class Posterior:
         Exact for posteriors that are Gaussian given plugged-in hyper-parameters; for sampled
         hyper-parameters the exact conditional densities are combined by Pareto-smoothed
         importance sampling.
+
+        Returns
+        -------
+        arviz_stats.utils.ELPDData
+            The expected log predictive density ``elpd`` with its standard error ``se``, the
+            effective number of parameters ``p``, and, with the observed data's dimensions, the
+            single densities ``elpd_i`` and ``pareto_k`` (zero where no importance sampling was
+            needed).
+
+        Raises
+        ------
+        TypeError
+            For the posterior of a batch.
+
+        Warns
+        -----
+        UserWarning
+            By ArviZ, if importance sampling is unreliable for some observations (MCMC).
+
+        Notes
+        -----
+        Nothing is fitted again: estimated hyper-parameters stay as all data determined them. The
+        chains of a sampler cost one set of densities a draw. For a factorised posterior of
+        :class:`~bayeskit.models.FunctionalTucker` the observation is taken out of the Gaussian
+        approximation of its own value.
+
+        Examples
+        --------
+        >>> import bayeskit as bk
+        >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+        >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+        >>> bk.infer(model, problem.measurements).loo().elpd_i.shape
+        (4, 5)
         """
         if self.batch is not None:
             raise TypeError("loo is for one data set; index the batch's data and fit it alone")
@@ -262,9 +318,32 @@ class Posterior:
         largest ``|mean| / sd`` are listed, and ``table.attrs["large_sites"]`` has its size, norm
         and mean variance.
 
+        Parameters
+        ----------
+        sites : sequence of str, optional
+            Sites to list; all by default.
+
         Returns
         -------
         pandas.DataFrame
+            One row an entry, with columns ``mean``, ``sd`` and ``plugged_in``, and for chains
+            ``rhat`` and ``ess_bulk``.
+
+        Raises
+        ------
+        TypeError
+            For the posterior of a batch, or if ``sites`` is one string.
+        ValueError
+            If a site is unknown.
+
+        Examples
+        --------
+        >>> import bayeskit as bk
+        >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+        >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+        >>> table = bk.infer(model, problem.measurements).summary(["scales_0", "noise_variance"])
+        >>> table.shape, bool(table["plugged_in"].all())
+        ((7, 3), True)
         """
         if self.batch is not None:
             raise TypeError(
@@ -328,6 +407,20 @@ def load(path, model=None) -> Posterior:
     ValueError
         If the file cannot be read, was cut short, is no posterior, or ``model`` is another one;
         the message names the field that differs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import bayeskit as bk
+    >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+    >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+    >>> posterior = bk.infer(model, problem.measurements)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     posterior.save(Path(folder) / "posterior.nc")
+    ...     again = bk.load(Path(folder) / "posterior.nc")
+    >>> bool((again.mean["coefficients"] == posterior.mean["coefficients"]).all())
+    True
     """
     fields = load_fields(path)
     if model is not None:

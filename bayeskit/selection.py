@@ -1,6 +1,6 @@
 """Comparison of models fitted to the same data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -41,10 +41,29 @@ def select(models, data, method=None, *, key=None) -> Selection:
     method : AbstractMethod, optional
         For all models; each one's default if ``None``.
     key : int or JAX key, optional
+        Needed where a fit is random; every fit gets a key of its own.
 
     Returns
     -------
     Selection
+
+    Raises
+    ------
+    TypeError
+        If ``models`` is a single model, or the method does not support one of them.
+    ValueError
+        If ``models`` is empty, the data do not fit a model, or a key is needed.
+    FloatingPointError
+        If a fit broke down to a non-finite result.
+
+    Warns
+    -----
+    ConvergenceWarning
+        For every fit that stopped before its criterion was met.
+
+    Notes
+    -----
+    One fit a model, as by :func:`bayeskit.infer`, and :meth:`Posterior.loo` of each: no refits.
 
     Examples
     --------
@@ -57,7 +76,7 @@ def select(models, data, method=None, *, key=None) -> Selection:
     >>> sorted(bk.select(models, problem.measurements).table.columns)
     ['converged', 'dse', 'elpd_diff', 'elpd_loo', 'log_evidence', 'se']
     """
-    if isinstance(models, AbstractModel):
+    if isinstance(models, AbstractModel) or not isinstance(models, Iterable):
         raise TypeError(
             f"models must be several, got one {type(models).__name__}; put it in a list"
         )

@@ -1,12 +1,17 @@
 """Checks of what users give, before any tracing."""
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Inexact
+
+REAL = "biuf"
+REAL_OR_COMPLEX = "biufc"
 
 
 def owned(tree):
@@ -96,10 +101,18 @@ def check_number(name, value, smallest, below=np.inf) -> float:
     return float(value)
 
 
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above zero."""
+    value = check_number(name, value, 0.0)
+    if value == 0.0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
 def check_probability(name, value) -> float:
     """A number argument strictly between zero and one."""
-    value = check_number(name, value, 0.0, 1.0)
-    if value == 0.0:
+    value = check_number(name, value, -np.inf)
+    if not 0 < value < 1:
         raise ValueError(f"{name} must be in (0, 1), got {value}")
     return value
 
@@ -127,6 +140,25 @@ def check_finite(name, array, advice="finite numbers are expected"):
         raise ValueError(
             f"{name} has {count} non-finite values, the first at index {_plain(first)}; {advice}"
         )
+    return array
+
+
+def double_array(name: str, array: Any, kinds: str = REAL_OR_COMPLEX) -> Inexact[np.ndarray, "..."]:
+    """An array-like of finite numbers as float64 or complex128.
+
+    Raises
+    ------
+    TypeError
+        If NumPy's letter for the kind of its numbers is not among ``kinds``.
+    ValueError
+        If an entry is masked or not finite.
+    """
+    array = np.asarray(values_of(name, array))
+    if array.dtype.kind not in kinds:
+        expected = "numbers" if "c" in kinds else "real numbers"
+        raise TypeError(f"{name}: got dtype {array.dtype}; expected {expected}")
+    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    check_finite(name, array)
     return array
 
 

@@ -253,7 +253,10 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # Results themselves do not count: a run of several studies writes them one by one.
+        "uncommitted_changes": bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+        ),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -364,7 +367,9 @@ def bar_table(report: Report) -> Table:
         if bar.target_met is not None:
             target += " (met)" if bar.target_met else " (not met)"
         limit = f"{bar.comparison} {text_of(bar.limit)}"
-        rows.append((bar.name, bar.value, limit, "pass" if bar.passed else "FAIL", target))
+        # A digit more than elsewhere: 1.006 is not 1.01.
+        value = f"{bar.value:.4g}" if isinstance(bar.value, float) else bar.value
+        rows.append((bar.name, value, limit, "pass" if bar.passed else "FAIL", target))
     return Table("Bars", ("what must hold", "value", "bar", "", "target"), rows)
 
 

@@ -95,6 +95,15 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, write):
         bk.infer(MODEL, DATA, checkpoint=path)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
+    for path, text in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "missing" / "run", "a folder that does not exist"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            bk.infer(MODEL, DATA, checkpoint=path)
+
+
 def named(data, lead="time", **coords):
     return xr.DataArray(data, dims=(lead, "a", "b"), coords=coords)
 

@@ -1,11 +1,13 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from bayeskit import cli, datasets
+from bayeskit import __version__, cli, datasets, load
 from bayeskit.cli import fit
 from bayeskit.cli.console import InputError
 from bayeskit.reproduce import EXPERIMENTS
@@ -52,6 +54,11 @@ def test_info_names_versions_and_devices():
     assert result.exit_code == 0
     for word in ("bayeskit", "jax", "device", "float64"):
         assert word in result.output
+
+
+def test_version_is_printed():
+    result = runner.invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"bayeskit {__version__}\n")
 
 
 @pytest.mark.parametrize("form", ["real", "compound", "parts"])
@@ -105,6 +112,9 @@ def test_bad_input_is_told_in_one_line_with_exit_code_2(tmp_path):
     gap = stored("gap.nc", data.rename(dictionary_1="dictionary_2"))
     hole = stored("hole.nc", data.assign(y=data["y"].where(data["time"] > 0)))
     swapped = stored("swapped.nc", data.assign(y=data["y"].T))
+    twice = stored(
+        "twice.nc", data.assign(dictionary_01=data["dictionary_1"], Dictionary_2=data["y"])
+    )
     cases = {
         (tmp_path / "absent.nc",): "no such file",
         (tmp_path / "text.nc",): "not a NetCDF-4 file",
@@ -112,6 +122,9 @@ def test_bad_input_is_told_in_one_line_with_exit_code_2(tmp_path):
         (gap,): "no variable 'dictionary_1'",
         (hole,): "5 non-finite values",
         (swapped,): "shape (6, 5)",
+        (twice,): "unknown variables dictionary_01, Dictionary_2; expected only y, dictionary_0",
+        (good, "--draws", 0): "--draws must be at least 1, got 0",
+        (good, "--option", "prune=0", "--option", "prune=0.1"): "prune: given more than once",
         (good, "--method", "magic"): "em, messages, mcmc",
         (good, "--noise-variance", -1.0): "noise_variance must be positive",
         (good, "--option", "m_step"): "expected NAME=VALUE",
@@ -131,9 +144,41 @@ def test_bad_input_is_told_in_one_line_with_exit_code_2(tmp_path):
     assert not out.exists()
 
 
+def test_results_that_cannot_be_written_are_refused_before_the_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "infer", None)
+    _, data = problem_dataset()
+    path, link = tmp_path / "result.nc.part", tmp_path / "link.nc"
+    data.to_netcdf(path, engine="h5netcdf")
+    before = path.read_bytes()
+    link.symlink_to(path)
+    # The last is written by way of the file with ".part".
+    for out in (path, link, tmp_path / "result.nc"):
+        told = refused("fit", "sbl", path, "--out", out)
+        assert re.match(r"error: --out .*: would overwrite the data", told), told
+    for out in (tmp_path, ".", ""):
+        told = refused("fit", "sbl", path, "--out", out)
+        assert re.match(r"error: --out .*: expected the name of a file", told), told
+    assert path.read_bytes() == before
+
+
+def test_too_many_draws_do_not_cost_the_fit(tmp_path):
+    _, data = problem_dataset()
+    path, out = tmp_path / "data.nc", tmp_path / "result.nc"
+    data.to_netcdf(path, engine="h5netcdf")
+    arguments = ["fit", "sbl", path, "--out", out, "--option", "max_iterations=800"]
+    told = refused(*arguments, "--draws", 1_000_000_000)
+    assert "--draws 1000000000: the draws" in told
+    assert told.endswith("without draws\n")
+    assert load(out).mean["coefficients"].shape == (7, 8)
+
+
 def test_wrong_usage_has_exit_code_2(tmp_path):
     assert "--out" in refused("fit", "sbl", tmp_path / "data.nc")
     assert "krosbl-irs" in refused("reproduce", "nothing")
+    told = refused("reproduce", "krosbl-irs", "--seeds", 0)
+    assert told == "error: --seeds must be at least 1, got 0\n"
+    told = refused("quickstart", "--days", 59, "--out", tmp_path / "out")
+    assert told == "error: --days must be at least 60, got 59\n"
     assert "divisor" in refused("quickstart", "--size", 100, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -170,6 +215,16 @@ def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path):
     draws = problem.reconstruct(tree["posterior"]["coefficients"].values[0])
     np.testing.assert_allclose(tree["pixels"]["standard_deviation"], draws.std(axis=0, ddof=1))
     assert tree["posterior"]["coefficients"].dims[2:] == ("row_frequency", "column_frequency")
+
+
+def test_quickstart_tells_in_one_line_that_it_cannot_write(tmp_path):
+    blocked = tmp_path / "mri-25.png"
+    blocked.mkdir()
+    told = refused("quickstart", "--size", 16, "--draws", 2, "--days", 60, "--out", tmp_path)
+    lines = [line for line in told.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert str(blocked) in lines[0]
 
 
 def test_reproduce_lists_experiments():

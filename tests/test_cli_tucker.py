@@ -57,14 +57,20 @@ def test_what_cannot_be_used_is_told_in_one_line(table, tmp_path):
         ([good, "--mode", "station"], "write station:categorical"),
         ([good, "--mode", "day:rbf"], "matern12, matern32, matern52"),
         ([good, "--mode", "day:matern12:long"], "'long' is no number"),
+        ([good, "--mode", "day:matern12:-1"], "lengthscale must be positive and finite, got -1"),
         ([good, *MODES, "--rank", "2", "--rank", "0"], "ranks must be positive"),
         ([good, *MODES, "--core", "cp", "--rank", 2, "--rank", 1], "equal ranks"),
         ([holes, *MODES], "non-finite values"),
+        ([good, *MODES, "--out", good], "would overwrite the data"),
+        ([good, *MODES, "--out", tmp_path], "expected the name of a file"),
     ]
+    before = good.read_bytes()
     for arguments, message in cases:
         rank = [] if "--rank" in arguments else ["--rank", 1]
-        line = ["fit", "tucker", *arguments, "--value", "pm25", *rank, "--out", "result.nc"]
+        out = [] if "--out" in arguments else ["--out", "result.nc"]
+        line = ["fit", "tucker", *arguments, "--value", "pm25", *rank, *out]
         result = runner.invoke(cli.app, list(map(str, line)))
         assert result.exit_code == 2, (arguments, result.output)
         assert message in result.stderr, (arguments, result.stderr)
         assert result.stderr.count("\n") == 1
+    assert good.read_bytes() == before

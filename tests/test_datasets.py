@@ -3,6 +3,7 @@
 import doctest
 import functools
 import importlib
+import inspect
 import math
 
 import jax
@@ -248,22 +249,32 @@ def test_reduction_to_a_size_takes_block_means():
     [
         (lambda: datasets.kronecker_sparse(0, shape=()), "shape: got no axis"),
         (lambda: datasets.kronecker_sparse(0, shape=(8, 12)), "atoms: got 3 numbers"),
-        (lambda: datasets.kronecker_sparse(0, atoms=(15, 0, 15)), "atoms: got"),
+        (lambda: datasets.kronecker_sparse(0, atoms=(15, 0, 15)), r"atoms\[1\] must .* 0"),
         (lambda: datasets.kronecker_sparse(0, nonzeros=(3, 3, 16)), "at most atoms"),
-        (lambda: datasets.kronecker_sparse(0, snr_db=math.nan), "snr_db: got nan"),
-        (lambda: datasets.irs_mimo(0, pilots=0), "pilots: got 0"),
+        (lambda: datasets.kronecker_sparse(0, snr_db=math.nan), "snr_db must .* got nan"),
+        (lambda: datasets.irs_mimo(0, snr_db=4000.0), "snr_db must .* got 4000"),
+        (lambda: datasets.compressive_image(0, snr_db=-4000.0), "snr_db must .* got -4000"),
+        (
+            lambda: datasets.compressive_image(0, image=np.full((2, 2), 1e-160), size=2),
+            "snr_db must give a positive finite noise variance, got 30.0",
+        ),
+        (lambda: datasets.irs_mimo(0, pilots=0), "pilots must be at least 1, got 0"),
         (lambda: datasets.irs_mimo(0, spread=19), "spread: got 19; expected at most grid=18"),
-        (lambda: datasets.irs_mimo(0, offset=math.inf), "offset: got inf"),
+        (lambda: datasets.irs_mimo(0, offset=-math.inf), "offset must .* got -inf"),
         (
             lambda: datasets.irs_mimo(0).channel_estimate(np.zeros((18, 18))),
             r"coefficients: got shape \(18, 18\); expected \(..., 18, 18, 18\)",
         ),
-        (lambda: datasets.compressive_image(0, fraction=1.5), "fraction: got 1.5"),
+        (lambda: datasets.compressive_image(0, fraction=1.5), "fraction must be in .* got 1.5"),
         (lambda: datasets.compressive_image(0, size=100), "size: got 100; expected a divisor"),
         (lambda: datasets.compressive_image(0, image=np.zeros((4, 8))), "expected a square"),
         (
             lambda: datasets.compressive_image(0, image=np.full((4, 4), np.nan), size=4),
-            r"image: got 16 non-finite pixels, the first at \(0, 0\)",
+            r"image has 16 non-finite values, the first at index \(0, 0\)",
+        ),
+        (
+            lambda: datasets.compressive_image(0, image=np.ma.masked_less(np.eye(4), 1), size=4),
+            r"image has 12 masked entries, the first at index \(0, 1\)",
         ),
         (
             lambda: datasets.compressive_image(0, size=16).reconstruct(np.zeros(16)),
@@ -274,6 +285,34 @@ def test_reduction_to_a_size_takes_block_means():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("simulate", "arguments", "message"),
+    [
+        (datasets.irs_mimo, {"pilots": 2.5}, "pilots must be an integer, got 2.5"),
+        (datasets.irs_mimo, {"spread": 2.5}, "spread must be an integer, got 2.5"),
+        (datasets.irs_mimo, {"snr_db": "a"}, "snr_db must be a number, got 'a'"),
+        (datasets.kronecker_sparse, {"shape": (4.5, 4)}, r"shape\[0\] must be an integer, got 4.5"),
+        (datasets.kronecker_sparse, {"shape": 4}, "shape must be a sequence of integers"),
+        (datasets.compressive_image, {"size": 64.0}, "size must be an integer, got 64.0"),
+        (datasets.compressive_image, {"fraction": "a"}, "fraction must be a number, got 'a'"),
+        (
+            datasets.compressive_image,
+            {"image": 1j * np.eye(4), "size": 4},
+            "image: got dtype complex128; expected real numbers",
+        ),
+    ],
+)
+def test_other_kinds_are_refused(simulate, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        inspect.unwrap(simulate)(0, **arguments)  # without the tests' own checks of annotations
+
+
+def test_an_image_is_not_reconstructed_from_complex_coefficients():
+    problem = datasets.compressive_image(0, size=16)
+    with pytest.raises(TypeError, match="coefficients: got dtype complex128; expected real"):
+        problem.reconstruct(1j * problem.coefficients)
 
 
 def test_beijing_air_has_the_published_rows_and_splits():

@@ -1,6 +1,7 @@
 """Scores against closed forms."""
 
 import doctest
+import inspect
 import math
 
 import jax.numpy as jnp
@@ -31,6 +32,14 @@ def test_nmse_of_a_scaled_truth_is_the_squared_relative_error(rng):
     assert metrics.nmse(truth, (1 + 0.1j) * truth) == pytest.approx(0.01)
     assert metrics.nmse(1e8 * truth, 0 * truth) == pytest.approx(1.0)
     assert metrics.nmse(jnp.ones(3, jnp.float32), np.ones(3)) == 0.0
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e-200, 1e-320, 1e200j])
+def test_scores_do_not_depend_on_the_unit(unit):
+    assert metrics.nmse([unit], [2 * unit]) == pytest.approx(1.0)
+    pair = np.array([unit, 1.0]).reshape(2, 1, 1)
+    assert metrics.channel_nmse(pair, 2 * pair) == pytest.approx(1.0)
+    assert metrics.nmse([1e-300], [1e300]) == math.inf
 
 
 def test_channel_nmse_weighs_patterns_equally(rng):
@@ -90,23 +99,28 @@ CHANNEL = np.ones((2, 4, 3), complex)
     [
         (lambda: metrics.nmse(np.ones(3), np.ones(4)), r"estimate: got shape \(4,\); expected \(3"),
         (lambda: metrics.nmse(np.zeros(3), np.ones(3)), "truth: got only zeros"),
+        (
+            lambda: metrics.nmse(np.ones(3), np.ma.array(np.ones(3), mask=[0, 1, 1])),
+            r"estimate has 2 masked entries, the first at index \(1,\)",
+        ),
         (lambda: metrics.nmse(np.ones(0), np.ones(0)), "truth: got no entries"),
         (
             lambda: metrics.nmse(np.ones(2), np.array([0.0, np.nan])),
-            r"estimate: got 1 non-finite entries, the first at \(1,\)",
+            r"estimate has 1 non-finite values, the first at index \(1,\)",
         ),
         (lambda: metrics.channel_nmse(CHANNEL, CHANNEL[:1]), "channels_estimated: got shape"),
         (lambda: metrics.channel_nmse(CHANNEL[0], CHANNEL[0]), "channels_true: got shape"),
         (lambda: metrics.channel_nmse(0 * CHANNEL, CHANNEL), "pattern 0 is zero"),
         (
             lambda: metrics.symbol_error_rate(CHANNEL, CHANNEL, 0.0, 0, num_symbols=0),
-            "num_symbols: got 0",
+            "num_symbols must be at least 1, got 0",
         ),
-        (lambda: metrics.symbol_error_rate(CHANNEL, CHANNEL, math.nan, 0), "snr_db: got nan"),
-        (lambda: metrics.psnr(np.ones(2), np.ones(2), data_range=0.0), "data_range: got 0.0"),
+        (lambda: metrics.symbol_error_rate(CHANNEL, CHANNEL, math.nan, 0), "snr_db must .* nan"),
+        (lambda: metrics.symbol_error_rate(CHANNEL, CHANNEL, -math.inf, 0), "snr_db must .* -inf"),
+        (lambda: metrics.psnr(np.ones(2), np.ones(2), data_range=0.0), "data_range must .* 0.0"),
         (
             lambda: metrics.support_recovery_rate(np.ones(2), np.ones(2), threshold=1.0),
-            "threshold: got 1.0",
+            "threshold must be in .* got 1.0",
         ),
     ],
 )
@@ -115,6 +129,15 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
-def test_an_array_of_strings_is_refused():
-    with pytest.raises(TypeError, match="truth: got dtype <U1; expected numbers"):
-        metrics.nmse(np.array(["a"]), np.ones(1))
+@pytest.mark.parametrize(
+    ("score", "arguments", "message"),
+    [
+        (metrics.nmse, (np.array(["a"]), np.ones(1)), "truth: got dtype <U1; expected numbers"),
+        (metrics.nmse, (None, np.ones(1)), "truth must be real or complex numbers, got None"),
+        (metrics.symbol_error_rate, (CHANNEL, CHANNEL, "a", 0), "snr_db must be a number, got 'a'"),
+        (metrics.psnr, (np.ones(2), np.ones(2), "a"), "data_range must be a number, got 'a'"),
+    ],
+)
+def test_other_kinds_are_refused(score, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        inspect.unwrap(score)(*arguments)  # without the tests' own checks of annotations

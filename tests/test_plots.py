@@ -1,5 +1,7 @@
 """Pictures show the numbers that they are given."""
 
+import doctest
+import inspect
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -15,6 +17,18 @@ def _close_figures():
     plt.switch_backend("Agg")
     yield
     plt.close("all")
+
+
+def pretended(**members):
+    """A posterior with these members only."""
+    kind = type("Pretended", (bk.models.KroneckerSBLPosterior,), members)
+    return object.__new__(kind)
+
+
+def test_documented_examples_run():
+    results = doctest.testmod(plots)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +65,36 @@ def test_image_posterior_needs_no_truth_and_refuses_other_shapes():
     assert len([axis for axis in figure.axes if axis.get_title()]) == 2
     with pytest.raises(ValueError, match="truth: got shape"):
         plots.plot_image_posterior(image, image, truth=np.zeros((4, 5)))
-    with pytest.raises(ValueError, match="expected an image"):
-        plots.plot_image_posterior(np.zeros(4), np.zeros(4))
+    for empty in (np.zeros(4), np.zeros((0, 4))):
+        with pytest.raises(ValueError, match=r"mean: got shape .* expected an image"):
+            plots.plot_image_posterior(empty, empty)
+
+
+def test_pixels_without_spread_are_inside_only_where_they_are_right():
+    truth = np.zeros((2, 2))
+    mean, spread = np.array([[0.0, 1.0], [-1.0, 0.5]]), np.array([[0.0, 0.0], [0.0, 1.0]])
+    panel = plots.plot_image_posterior(mean, spread, truth=truth).axes[4]
+    assert "50% of pixels" in panel.get_title()
+    np.testing.assert_array_equal(panel.images[0].get_array(), [[0.0, 1e6], [-1e6, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"mean": 1j * np.eye(2)}, TypeError, "mean: got dtype complex128; expected real"),
+        ({"mean": np.full((2, 2), np.nan)}, ValueError, "mean has 4 non-finite values"),
+        ({"standard_deviation": -np.eye(2)}, ValueError, "standard_deviation must .* got -1"),
+        ({"truth": [["a", "b"]] * 2}, TypeError, "truth: got dtype"),
+        ({"truth": np.ma.masked_less(np.eye(2), 1)}, ValueError, "truth has 2 masked entries"),
+        ({"baseline": np.full((2, 2), np.inf)}, ValueError, "baseline has 4 non-finite values"),
+        ({"data_range": 0.0}, ValueError, "data_range must be positive, got 0.0"),
+        ({"data_range": -1.0}, ValueError, "data_range must .* got -1.0"),
+    ],
+)
+def test_image_posterior_names_what_it_cannot_show(wrong, error, message):
+    arguments = {"mean": np.eye(2), "standard_deviation": np.eye(2)} | wrong
+    with pytest.raises(error, match=message):
+        plots.plot_image_posterior(**arguments)
 
 
 def test_support_shows_coefficients_and_a_factor_an_axis(posterior, tmp_path):
@@ -66,13 +108,13 @@ def test_support_shows_coefficients_and_a_factor_an_axis(posterior, tmp_path):
 
 def test_support_shows_intervals_of_scales_that_have_any():
     draws = np.random.default_rng(0).lognormal(size=(400, 3))
-    sampled = SimpleNamespace(
+    sampled = pretended(
         batch=None,
         mean={"coefficients": np.array([1.0, 0.0, 2.0j]), "scales_0": draws.mean(axis=0)},
         variance={"coefficients": np.full(3, 0.04)},
         plugged_in=(),
-        sample=lambda key, count: {"scales_0": draws[:count]},
-        support=lambda probability: np.array([True, False, True]),
+        sample=lambda self, key, count: {"scales_0": draws[:count]},
+        support=lambda self, probability: np.array([True, False, True]),
         prepared=SimpleNamespace(labels=SimpleNamespace(dims={"scales_0": ("frequency",)})),
     )
     top, factor = plots.plot_support(sampled).axes
@@ -90,8 +132,44 @@ def test_convergence_shows_objective_and_tolerance(posterior, tmp_path):
     figure.savefig(tmp_path / "convergence.png")
 
 
-def test_batches_are_refused():
-    batch = SimpleNamespace(batch=2)
-    for function in (plots.plot_support, plots.plot_convergence):
+def test_changes_of_zero_lie_along_the_bottom_of_the_logarithmic_axis(posterior):
+    trace = {"objective": np.arange(4.0), "change": np.array([1.0, 0.0, 0.1, 0.0])}
+    members = {"convergence": posterior.convergence, "method": posterior.method, "batch": None}
+    figure = plots.plot_convergence(pretended(trace={"optimization": trace}, **members))
+    right = figure.axes[1]
+    changes, zeros = right.lines[:2]
+    np.testing.assert_array_equal(changes.get_ydata(), [1.0, np.nan, 0.1, np.nan])
+    np.testing.assert_array_equal(zeros.get_xdata(), [2, 4])
+    figure.canvas.draw()
+    bottom = right.transAxes.transform([(0.0, 0.0)])[0, 1]
+    drawn = zeros.get_transform().transform(zeros.get_xydata())
+    np.testing.assert_allclose(drawn[:, 1], bottom)
+
+
+def test_only_fitting_posteriors_of_one_data_set_are_shown(posterior):
+    functions = (plots.plot_support, plots.plot_convergence, plots.plot_mode_functions)
+    for function in functions:
+        with pytest.raises(TypeError, match=r"got NoneType; expected .*Posterior"):
+            function(None)
+    for function in functions[:2]:
         with pytest.raises(TypeError, match="one data set"):
-            function(batch)
+            function(pretended(batch=2))
+    with pytest.raises(
+        TypeError, match="got KroneckerSBLPosterior; expected FunctionalTuckerPosterior"
+    ):
+        plots.plot_mode_functions(posterior)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_coefficients": -1}, ValueError, "max_coefficients must be at least 1, got -1"),
+        ({"max_coefficients": 0}, ValueError, "max_coefficients must be at least 1, got 0"),
+        ({"max_coefficients": 2.5}, TypeError, "max_coefficients must be an integer, got 2.5"),
+        ({"probability": 1.0}, ValueError, "probability must .* got 1.0"),
+    ],
+)
+def test_support_names_options_out_of_range(posterior, options, error, message):
+    with pytest.raises(error, match=message):
+        # Without the tests' own checks of annotations.
+        inspect.unwrap(plots.plot_support)(posterior, **options)

@@ -1,4 +1,4 @@
-"""The command line: ``bayeskit quickstart | fit | reproduce | info``.
+"""The command line: ``bayeskit quickstart | fit | reproduce | info | --version``.
 
 Exit codes: 0 for success, 2 for wrong usage or input, which is told in one line on standard error.
 """
@@ -15,6 +15,7 @@ from bayeskit._version import __version__
 from bayeskit.cli.console import InputError, input_checked, make_console
 from bayeskit.cli.fit import fit_app
 from bayeskit.cli.quickstart import quickstart
+from bayeskit.validation import check_integer
 
 app = typer.Typer(
     help="Structured Bayesian models with calibrated uncertainty.",
@@ -34,6 +35,25 @@ def _versions(names):
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield name, "not installed"
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"bayeskit {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -61,12 +81,14 @@ def reproduce_command(
     experiment: Annotated[
         str | None, typer.Argument(help="Its name; all are listed if none.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each algorithm.", min=1)] = 10,
+    seeds: Annotated[int, typer.Option(help="Runs of each algorithm, at least 1.")] = 10,
 ) -> None:
     """Run a small version of a paper's experiment beside the authors' own figures."""
     from bayeskit.reproduce import EXPERIMENTS
 
     console = make_console()
+    with input_checked():
+        check_integer("--seeds", seeds, 1)
     if experiment is None:
         table = Table(show_header=False, box=rich.box.SIMPLE)
         for name, entry in EXPERIMENTS.items():

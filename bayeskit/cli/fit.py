@@ -19,6 +19,7 @@ from bayeskit import inference
 from bayeskit.cli.console import InputError, input_checked, make_console, warnings_in_one_line
 from bayeskit.inference.driver import infer
 from bayeskit.models import FunctionalTucker, KroneckerSBL, Mode
+from bayeskit.validation import check_integer
 
 fit_app = typer.Typer(help="Fit a model to the data in a file.", no_args_is_help=True)
 
@@ -40,7 +41,7 @@ def fit_sbl(
     ] = None,
     key: Annotated[int, typer.Option(help="Seed.")] = 0,
     draws: Annotated[
-        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.", min=1)
+        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")
     ] = 1000,
     option: Annotated[
         list[str] | None,
@@ -53,21 +54,22 @@ def fit_sbl(
 ) -> None:
     """Kronecker-structured sparse Bayesian learning of y = (H_0 ⊗ H_1 ⊗ …) x + noise.
 
-    The file has the measurements y, one dimension a dictionary (snapshots may come first), and
-    the matrices dictionary_0, dictionary_1, … of dimensions (measurement, atom). Names and
-    coordinates of dimensions reach the result. Complex variables are compound numbers, as
-    h5netcdf writes them, or have a last dimension "part" of real and imaginary parts.
+    The file has the measurements y, one dimension a dictionary (snapshots may come first), the
+    matrices dictionary_0, dictionary_1, … of dimensions (measurement, atom), and no other
+    variables. Names and coordinates of dimensions reach the result. Complex variables are compound
+    numbers, as h5netcdf writes them, or have a last dimension "part" of real and imaginary parts.
     """
     with input_checked(), warnings_in_one_line():
         chosen = _method(method, option)
         settings = _settings("--model-option", model_option, KroneckerSBL)
         if "noise_variance" in settings or "dictionaries" in settings:
             raise InputError("--model-option: give --noise-variance, and dictionaries in the file")
-        _check_folder(out)
+        check_integer("--draws", draws, 1)
+        _check_out(out, data)
         measurements, dictionaries = _read_problem(data)
         model = KroneckerSBL(dictionaries, noise_variance=noise_variance, **settings)
         posterior: Any = infer(model, measurements, chosen, key=key, progress=sys.stderr.isatty())
-        posterior.save(out, posterior.to_datatree(num_draws=draws))
+        _save(posterior, out, draws)
 
         table = Table(show_header=False, box=rich.box.SIMPLE)
         mean = posterior.mean
@@ -85,9 +87,29 @@ def _method(name, options):
     return METHODS[name](**_settings("--option", options, METHODS[name]))
 
 
-def _check_folder(out):
-    if not out.resolve().parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+def _check_out(out, data):
+    """Refuse, before the fit, a result that cannot be written or would destroy the data."""
+    folder = out.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"--out {out}: the folder {folder} does not exist")
+    if out.exists() and not out.is_file():
+        raise InputError(
+            f"--out {out}: expected the name of a file, and this is a folder or device"
+        )
+    # The result is first written to the second.
+    for written in (out, out.with_name(out.name + ".part")):
+        if written.exists() and data.exists() and written.samefile(data):
+            raise InputError(f"--out {out}: would overwrite the data in {data}")
+
+
+def _save(posterior, out, draws):
+    """Write the posterior, with no draws at all if so many are too large."""
+    try:
+        tree = posterior.to_datatree(num_draws=draws)
+    except ValueError as error:
+        posterior.save(out)
+        raise InputError(f"--draws {draws}: {error}; wrote {out} without draws") from error
+    posterior.save(out, tree)
 
 
 def _noise_of(posterior):
@@ -129,7 +151,7 @@ def fit_tucker(
     ] = None,
     key: Annotated[int, typer.Option(help="Seed.")] = 0,
     draws: Annotated[
-        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.", min=1)
+        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")
     ] = 200,
     option: Annotated[
         list[str] | None,
@@ -143,14 +165,15 @@ def fit_tucker(
     """
     with input_checked(), warnings_in_one_line():
         chosen = None if method is None and not option else _method(method or "em", option)
-        _check_folder(out)
+        check_integer("--draws", draws, 1)
+        _check_out(out, data)
         table = _read_table(data)
         modes = [_mode(text, table) for text in mode]
         model = FunctionalTucker(
             modes, ranks=rank[0] if len(rank) == 1 else rank, core=core, value=value
         )
         posterior: Any = infer(model, table, chosen, key=key, progress=sys.stderr.isatty())
-        posterior.save(out, posterior.to_datatree(num_draws=draws))
+        _save(posterior, out, draws)
 
         summary = Table(show_header=False, box=rich.box.SIMPLE)
         summary.add_row("observations", str(len(table)))
@@ -192,12 +215,20 @@ def _mode(text, table) -> Mode:
             f"--mode {text!r}: expected NAME:categorical or NAME:KERNEL[:LENGTHSCALE] with one of "
             f"{', '.join(_KERNELS)}"
         )
-    lengthscale = rest[1] if len(rest) == 2 else None
+    lengthscale = _lengthscale(text, rest[1]) if len(rest) == 2 else _fifth_of_range(table[name])
+    return Mode(name, kernel=_KERNELS[rest[0]](lengthscale=lengthscale))
+
+
+def _lengthscale(text, given):
     try:
-        number = _fifth_of_range(table[name]) if lengthscale is None else float(lengthscale)
+        lengthscale = float(given)
     except ValueError:
-        raise InputError(f"--mode {text!r}: {lengthscale!r} is no number") from None
-    return Mode(name, kernel=_KERNELS[rest[0]](lengthscale=number))
+        raise InputError(f"--mode {text!r}: {given!r} is no number") from None
+    if not 0 < lengthscale < np.inf:
+        raise InputError(
+            f"--mode {text!r}: the lengthscale must be positive and finite, got {given}"
+        )
+    return lengthscale
 
 
 def _make_dates(name, table):
@@ -226,6 +257,8 @@ def _settings(flag: str, pairs: list[str] | None, target: Any) -> dict[str, Any]
             raise InputError(f"{flag} {pair!r}: expected NAME=VALUE")
         if name not in known:
             raise InputError(f"{flag} {name}: {target.__name__} takes {', '.join(known)}")
+        if name in settings:
+            raise InputError(f"{flag} {name}: given more than once")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
@@ -243,11 +276,16 @@ def _read_problem(path: Path) -> tuple[xr.DataArray, list[xr.DataArray]]:
     except Exception as error:  # whatever the readers make of what is not NetCDF
         raise InputError(f"{path}: not a NetCDF-4 file that can be read ({error})") from error
     names = list(map(str, dataset.data_vars))
-    numbers = sorted(int(n.split("_")[1]) for n in names if re.fullmatch(r"dictionary_\d+", n))
-    wanted = ["y", *(f"dictionary_{i}" for i in range(max([0, *numbers]) + 1))]
+    count = sum(re.fullmatch(r"dictionary_(0|[1-9][0-9]*)", name) is not None for name in names)
+    wanted = ["y", *(f"dictionary_{i}" for i in range(max(count, 1)))]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise InputError(f"{path}: no variable {missing[0]!r}; it has {', '.join(names) or 'none'}")
+    unknown = [name for name in names if name not in wanted]
+    if unknown:
+        raise InputError(
+            f"{path}: unknown variables {', '.join(unknown)}; expected only {', '.join(wanted)}"
+        )
     variables = [complex_of(dataset[name]) for name in wanted]
     return variables[0], variables[1:]
 

@@ -15,6 +15,7 @@ from bayeskit.cli.air import quickstart_air
 from bayeskit.cli.console import input_checked, make_console, warnings_in_one_line
 from bayeskit.inference.driver import infer
 from bayeskit.models import KroneckerSBL
+from bayeskit.validation import check_integer
 
 _FRACTIONS = (0.25, 0.49)
 _LEVEL = 0.9
@@ -27,8 +28,10 @@ def quickstart(
     ),
     size: Annotated[int, typer.Option(help="Pixels along each axis; a divisor of 256.")] = 128,
     key: Annotated[int, typer.Option(help="Seed of sampling matrices, noise and draws.")] = 0,
-    draws: Annotated[int, typer.Option(help="Posterior draws.", min=2)] = 192,
-    days: Annotated[int, typer.Option(help="Days of the table of air pollution.", min=60)] = 1461,
+    draws: Annotated[int, typer.Option(help="Posterior draws, at least 2.")] = 192,
+    days: Annotated[
+        int, typer.Option(help="Days of the table of air pollution, at least 60.")
+    ] = 1461,
 ) -> None:
     """Fit real data, print what was found with its uncertainty, write pictures and trees.
 
@@ -40,13 +43,14 @@ def quickstart(
     and levels of the stations; the held-out fifth is predicted with intervals.
     """
     console = make_console()
-    with input_checked():
+    with input_checked(), warnings_in_one_line():
+        check_integer("--draws", draws, 2)
+        check_integer("--days", days, 60)
         problems = [
             datasets.compressive_image(key, size=size, fraction=fraction, snr_db=30.0)
             for fraction in _FRACTIONS
         ]
         out.mkdir(parents=True, exist_ok=True)
-    with warnings_in_one_line():
         console.print(
             f"[bold]Kronecker compressive imaging[/] of a real MRI slice, {size} × {size} pixels, "
             "30 dB, noise learned"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from bayeskit._random import numpy_generator
 from bayeskit.datasets.sparse import check_snr, gaussian, multiply_modes, noise_variance_of
+from bayeskit.validation import REAL, check_integer, check_positive, double_array
 
 
 def mri_slice() -> Float[np.ndarray, "256 256"]:
@@ -93,10 +94,12 @@ class CompressiveImage:
 
         Raises
         ------
+        TypeError
+            If they are no real numbers.
         ValueError
-            If the last two axes are not those of the image.
+            If the last two axes are not those of the image, or an entry is masked or not finite.
         """
-        coefficients = np.asarray(coefficients, dtype=float)
+        coefficients = double_array("coefficients", coefficients, REAL)
         if coefficients.shape[-2:] != self.image.shape:
             raise ValueError(
                 f"coefficients: got shape {coefficients.shape}; expected (..., "
@@ -135,9 +138,12 @@ def compressive_image(
 
     Raises
     ------
+    TypeError
+        If the image is not of real numbers, ``size`` is no integer, or ``fraction`` or ``snr_db``
+        is no number.
     ValueError
-        If the image is not square, not finite or not divisible into ``size`` blocks, or a number
-        is out of its range.
+        If the image is not square, not finite, masked or not divisible into ``size`` blocks, a
+        number is out of its range, or the noise variance of ``snr_db`` is not positive and finite.
 
     Examples
     --------
@@ -147,10 +153,11 @@ def compressive_image(
     >>> bool(np.allclose(problem.reconstruct(problem.coefficients), problem.image))
     True
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction: got {fraction}; expected a number in (0, 1]")
-    check_snr(snr_db)
-    image = _block_means(mri_slice() if image is None else image, size)
+    fraction, snr_db = check_positive("fraction", fraction), check_snr(snr_db)
+    if fraction > 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    size = check_integer("size", size, 1)
+    image = _block_means(mri_slice() if image is None else double_array("image", image, REAL), size)
     rows = max(1, round(math.sqrt(fraction) * size))
     rng = numpy_generator(key)
     basis = np.asarray(scipy.fft.idct(np.eye(size), axis=0, norm="ortho"))
@@ -169,18 +176,11 @@ def compressive_image(
 
 
 def _block_means(image, size):
-    image = np.asarray(image, dtype=np.float64)
-    if size < 1:
-        raise ValueError(f"size: got {size}; expected at least 1")
     if image.ndim != 2 or image.shape[0] != image.shape[1]:
         raise ValueError(f"image: got shape {image.shape}; expected a square array (n, n)")
     if image.shape[0] == 0 or image.shape[0] % size:
         raise ValueError(
             f"size: got {size}; expected a divisor of the image's {image.shape[0]} pixels"
         )
-    if not np.isfinite(image).all():
-        count = int((~np.isfinite(image)).sum())
-        first = tuple(int(i) for i in np.argwhere(~np.isfinite(image))[0])
-        raise ValueError(f"image: got {count} non-finite pixels, the first at {first}")
     block = image.shape[0] // size
     return image.reshape(size, block, size, block).mean(axis=(1, 3))

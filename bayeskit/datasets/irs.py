@@ -27,6 +27,7 @@ from bayeskit.datasets.sparse import (
     noise_variance_of,
     outer_product,
 )
+from bayeskit.validation import check_integer, check_number, double_array
 
 # Below this Frobenius norm a pattern has steered all power away from the base station.
 _WEAKEST_CHANNEL = 1e-5
@@ -74,10 +75,12 @@ class IRSChannelSounding:
 
         Raises
         ------
+        TypeError
+            If they are no numbers.
         ValueError
-            If the last three axes are not the grid.
+            If the last three axes are not the grid, or an entry is masked or not finite.
         """
-        coefficients = np.asarray(coefficients, dtype=complex)
+        coefficients = double_array("coefficients", coefficients).astype(complex)
         expected = tuple(factor.shape[1] for factor in self.channel_factors)
         if coefficients.shape[-3:] != expected:
             raise ValueError(
@@ -138,8 +141,11 @@ def irs_mimo(
 
     Raises
     ------
+    TypeError
+        If a size is no integer, or ``snr_db`` or ``offset`` no number.
     ValueError
-        If a size is below one, or ``spread`` exceeds the grid.
+        If a size is below one, ``spread`` exceeds the grid, ``offset`` is not finite, or the
+        noise variance of ``snr_db`` is not positive and finite.
 
     Notes
     -----
@@ -166,13 +172,11 @@ def irs_mimo(
         "spread": spread,
     }
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: got {size}; expected at least 1")
+        check_integer(name, size, 1)
     if spread > grid:
         raise ValueError(f"spread: got {spread}; expected at most grid={grid}")
-    if not math.isfinite(offset):
-        raise ValueError(f"offset: got {offset}; expected a finite number of grid bins")
-    check_snr(snr_db)
+    offset = check_number("offset", offset, -np.finfo(np.float64).max)
+    snr_db = check_snr(snr_db)
 
     sounding_rng, channel_rng = numpy_generator(key).spawn(2)
     if sounding_key is not None:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,10 @@ import numpy as np
 from jaxtyping import Inexact, Int
 
 from bayeskit._random import numpy_generator
+from bayeskit.validation import check_integer, check_number
+
+# Powers of ten beyond this many decibels are no normal numbers.
+_MOST_DECIBELS = 3000.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,11 @@ def kronecker_sparse(
 
     Raises
     ------
+    TypeError
+        If sizes are no sequences of integers, or ``snr_db`` is no number.
     ValueError
-        If lengths differ, a size is below one, or a support exceeds its dictionary.
+        If lengths differ, a size is below one, a support exceeds its dictionary, or the noise
+        variance of ``snr_db`` is not positive and finite.
 
     References
     ----------
@@ -112,9 +119,8 @@ def kronecker_sparse(
     >>> int((problem.coefficients != 0).sum())
     2
     """
-    shape, atoms, nonzeros = tuple(shape), tuple(atoms), tuple(nonzeros)
-    _check_sizes(shape, atoms, nonzeros)
-    check_snr(snr_db)
+    shape, atoms, nonzeros = _checked_sizes(shape, atoms, nonzeros)
+    snr_db = check_snr(snr_db)
     rng = numpy_generator(key)
     draw = functools.partial(gaussian, rng, complex=complex)
 
@@ -132,32 +138,43 @@ def kronecker_sparse(
     return KroneckerSparse(dictionaries, coefficients, measurements, noise_variance, support)
 
 
-def _check_sizes(shape, atoms, nonzeros):
+def _checked_sizes(shape, atoms, nonzeros):
+    shape, atoms, nonzeros = (
+        _integers(name, sizes)
+        for name, sizes in (("shape", shape), ("atoms", atoms), ("nonzeros", nonzeros))
+    )
     if not shape:
         raise ValueError("shape: got no axis; expected at least one")
-    for name, sizes in (("shape", shape), ("atoms", atoms), ("nonzeros", nonzeros)):
+    for name, sizes in (("atoms", atoms), ("nonzeros", nonzeros)):
         if len(sizes) != len(shape):
             raise ValueError(
                 f"{name}: got {len(sizes)} numbers {sizes}; expected {len(shape)}, one for each "
                 f"axis of shape={shape}"
             )
-        if min(sizes) < 1:
-            raise ValueError(f"{name}: got {sizes}; expected numbers of at least 1")
     if any(k > n for k, n in zip(nonzeros, atoms, strict=True)):
         raise ValueError(f"nonzeros: got {nonzeros}; expected at most atoms={atoms} on each axis")
+    return shape, atoms, nonzeros
 
 
-def check_snr(snr_db: float) -> None:
-    """Refuse a signal-to-noise ratio that is no number of decibels (``inf`` is one)."""
-    if math.isnan(snr_db) or snr_db == -math.inf:
-        raise ValueError(
-            f"snr_db: got {snr_db}; expected a number of decibels, or inf for no noise"
-        )
+def _integers(name, sizes):
+    if not isinstance(sizes, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, one for each axis, got {sizes!r}")
+    return tuple(check_integer(f"{name}[{axis}]", size, 1) for axis, size in enumerate(sizes))
 
 
 def noise_variance_of(clean: Inexact[np.ndarray, "..."], snr_db: float) -> float:
     """Variance that puts ``clean`` at the given ratio of mean power to noise, in decibels."""
-    return float(np.mean(np.abs(clean) ** 2) / 10 ** (snr_db / 10))
+    if snr_db == math.inf:
+        return 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        power = np.mean(np.abs(clean) ** 2)
+        variance = float(power / 10 ** (snr_db / 10))
+    if not 0 < variance < math.inf:
+        raise ValueError(
+            f"snr_db must give a positive finite noise variance, got {snr_db} for measurements of "
+            f"mean square {power:.3g}"
+        )
+    return variance
 
 
 def gaussian(
@@ -182,3 +199,10 @@ def multiply_modes(
 def outer_product(vectors: Sequence[Inexact[np.ndarray, " _"]]) -> Inexact[np.ndarray, "..."]:
     """Outer product of vectors, one for each axis of the result."""
     return functools.reduce(np.multiply.outer, vectors)
+
+
+def check_snr(snr_db: Any) -> float:
+    """A signal-to-noise ratio in decibels; ``inf`` is that of no noise."""
+    if isinstance(snr_db, float | np.floating) and snr_db == math.inf:
+        return math.inf
+    return check_number("snr_db", snr_db, -_MOST_DECIBELS, _MOST_DECIBELS)

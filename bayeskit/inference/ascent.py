@@ -119,7 +119,7 @@ class EM(_Ascent):
     restarts : int
         Starts, the first documented by the model, others random; the best objective is kept.
     prune : float
-        Scales below this share of the largest are set to zero for good before each step, where
+        Scales below this share of the largest are set to zero for good after each step, where
         the model has such scales. Zero, the default, prunes nothing, and the objective never
         falls.
 

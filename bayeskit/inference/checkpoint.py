@@ -38,6 +38,20 @@ def _raw(leaf):
     return leaf
 
 
+def check_path(path) -> None:
+    """Whether a checkpoint can be there, before anything is computed.
+
+    Raises
+    ------
+    ValueError
+        If the path is a folder, or in one that does not exist.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise ValueError(f"checkpoint {str(path)!r} {what}; expected a file's name")
+
+
 def write(path, marks, states, records, counts, total) -> None:
     """Write a checkpoint: to a temporary file, synced, then renamed over the old one."""
     # Any, so that no name is taken for a keyword of savez's own

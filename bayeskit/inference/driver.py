@@ -77,6 +77,8 @@ def infer(
     (15, 15, 15)
     """
     method = _check_arguments("infer", model, data, method)
+    if checkpoint is not None:
+        checkpoints.check_path(checkpoint)
     model, data = owned((model, data))
     with double_precision():
         key_used, key = _key_for(method, key)
@@ -135,6 +137,32 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
     Posterior
         With a leading axis ``batch``; ``convergence`` has one entry a data set. A data set that
         cannot be fitted stops no other: its entries are NaN, not converged, and warned about.
+
+    Raises
+    ------
+    TypeError
+        If the method does not support the model, ``batch_size`` is no integer, or inside a JAX
+        transformation.
+    ValueError
+        If the data do not fit the model, all of them are outside the range of their precision,
+        ``batch_size`` is below one, or a key is needed.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the method stopped before its criterion was met, saying for which data sets.
+    ConditioningWarning
+        If some data sets cannot be fitted, or their fits deserve no trust, saying which.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bayeskit as bk
+    >>> problem = bk.datasets.kronecker_sparse(0, shape=(4, 5), atoms=(6, 6), nonzeros=(2, 2))
+    >>> model = bk.models.KroneckerSBL(problem.dictionaries)
+    >>> stacked = np.stack([problem.measurements, 2 * problem.measurements])
+    >>> bk.infer_batch(model, stacked).mean["coefficients"].shape
+    (2, 6, 6)
     """
     method = _check_arguments("infer_batch", model, data, method)
     if batch_size is not None:

@@ -56,8 +56,8 @@ class Independent(_Simplest):
     Examples
     --------
     >>> from bayeskit.statespace import Independent
-    >>> Independent()
-    Independent(variance=1.0)
+    >>> Independent(3.0)
+    Independent(variance=3.0)
     """
 
 
@@ -89,7 +89,21 @@ class Form(NamedTuple):
 def form_of(name, kernel):
     """Kind of a kernel and the values of its parameters by name.
 
-    Parameters of the parts of a sum or product are numbered: ``0_lengthscale``.
+    Parameters
+    ----------
+    name : str
+        What the kernel is called in errors.
+    kernel : gpjax kernel, Constant or Independent
+        Matérn 1/2, 3/2 or 5/2, ``TruncatedPeriodic``, a sum of these, or ``TruncatedPeriodic``
+        times a Matérn.
+
+    Returns
+    -------
+    form : Form
+        Hashable, without numbers.
+    values : dict of float
+        Parameters by name; those of the parts of a sum or product are numbered:
+        ``0_lengthscale``.
 
     Raises
     ------
@@ -97,6 +111,14 @@ def form_of(name, kernel):
         If it is no kernel, or has no state-space form, naming it and those that have.
     ValueError
         If a parameter is not a positive finite number.
+
+    Examples
+    --------
+    >>> from gpjax.kernels import Matern12, Matern32
+    >>> from bayeskit.statespace import form_of
+    >>> form, values = form_of("kernel", Matern12() + Matern32(lengthscale=0.5))
+    >>> form.kind, sorted(values)
+    ('SumKernel', ['0_lengthscale', '0_variance', '1_lengthscale', '1_variance'])
     """
     if isinstance(kernel, _Simplest):
         return Form(type(kernel).__name__), {"variance": float(kernel.variance)}
@@ -230,15 +252,30 @@ def chain_of(form, values, constant_variances, steps) -> Chain:
     Parameters
     ----------
     form : Form
+        As :func:`form_of` gives it.
     values : dict of arrays (R,)
-        Parameters by name.
+        Parameters by the names that :func:`form_of` gives them.
     constant_variances : array (R,)
+        Prior variances of the constants.
     steps : array (n,)
-        From each point to the one before.
+        From each point to the one before, not negative; infinite where the functions, but not the
+        constants, begin anew. The first is without effect. Their type is that of the result.
 
     Returns
     -------
     Chain
+        Each function has the states of its kernel and one for its constant, the last.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from gpjax.kernels import Matern32
+    >>> from bayeskit.statespace import chain_of, form_of
+    >>> form, _ = form_of("kernel", Matern32())
+    >>> values = {"lengthscale": jnp.array([0.2, 0.7]), "variance": jnp.array([1.0, 0.3])}
+    >>> steps = jnp.array([jnp.inf, 0.1, 0.1, 0.3])
+    >>> chain_of(form, values, jnp.array([0.5, 0.5]), steps).transition.shape
+    (4, 2, 3, 3)
     """
 
     def one(values, variance):

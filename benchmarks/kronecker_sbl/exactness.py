@@ -90,6 +90,12 @@ def run(options: Options) -> Report:
         report.bars.append(Bar(f"{quantity}, float64", worst["float64"][quantity], "<=", 1e-10))
     for quantity, value in worst["fitted"].items():
         report.bars.append(Bar(f"{quantity}, float64, after a fit", value, "<=", 1e-10))
+    report.notes.append(
+        "Not held to 1e-5 in float32: the log density of a single left-out point. It divides by a "
+        "residual that at 60 dB is a thousandth of the measurement, and so has three of float32's "
+        f"seven digits less; here {worst['float32']['left-out density']:.1e} at worst. Its mean "
+        "and variance, and the evidence, are held to it."
+    )
     for quantity in FLOAT32_QUANTITIES:
         value = worst["float32"][quantity]
         report.bars.append(Bar(f"{quantity}, float32 at 60 dB", value, "<=", 1e-5))

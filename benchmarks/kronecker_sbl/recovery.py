@@ -46,15 +46,11 @@ def run(options: Options) -> Report:
     slow = {"FISTA": options.at_most(3, 20), "classic SBL": options.at_most(2, 10)}
     slow_swept = {"FISTA": 5, "classic SBL": 3} if options.full else {}
     slow_swept = {name: options.at_most(count) for name, count in slow_swept.items()}
-    # Dense and slow: at the full size ARDRegression takes minutes a data set.
-    ard_seeds = options.at_most(3)
-    if options.full:
-        slow["ARDRegression"] = ard_seeds
+    if options.full:  # dense: minutes a data set
+        slow["ARDRegression"] = options.at_most(3)
     report = Report(
         TITLE,
-        settings={"seeds": seeds}
-        | {f"seeds of {name}": count for name, count in slow.items()}
-        | {"seeds of ARDRegression": ard_seeds},
+        settings={"seeds": seeds} | {f"seeds of {name}": count for name, count in slow.items()},
     )
     report.notes.append(
         "Normalised mean squared error of the coefficients throughout; 'oracle' is least squares "
@@ -69,7 +65,6 @@ def run(options: Options) -> Report:
     for case, rank_one in CASES.items():
         ours = main_results[case]["fits"][DEFAULT]
         report.tables.append(peers_table(report, case, rank_one, ours, slow))
-        report.tables.append(ard_table(report, case, rank_one, ard_seeds))
     report.tables.append(published_table(report, main_results["rank one"], seeds))
     # Other numbers of rows are other shapes: a process that compiles, and one that computes.
     swept = in_two_processes(
@@ -272,24 +267,6 @@ def timed(function, problem):
     return nmse(problem.coefficients, estimate), time.perf_counter() - start
 
 
-def ard_table(report, case, rank_one, seeds):
-    """A smaller problem, which ARDRegression solves in seconds."""
-    each = [fit(small_problem(seed, rank_one)) for seed in range(seeds)]
-    ours = {key: [one[key] for one in each] for key in each[0]}
-    counts = {"ARDRegression": seeds, "classic SBL": seeds}
-    table = compare(report, f"{case}, 10³", ours, counts, lambda s: small_problem(s, rank_one))
-    return Table(
-        f"{case}, 25 dB, K = 3, M = (6, 8, 10), N = 10³: peers, and our default on the same seeds",
-        *table,
-    )
-
-
-def small_problem(seed, rank_one):
-    return bk.datasets.kronecker_sparse(
-        seed, rank_one=rank_one, shape=(6, 8, 10), atoms=(10, 10, 10)
-    )
-
-
 def peers_table(report, case, rank_one, ours, slow):
     counts = dict.fromkeys(FAST_PEERS, min(20, len(ours["nmse"]))) | slow
     table = compare(
@@ -419,7 +396,7 @@ def sweep_tables(case, sweep, points, seeds, slow):
         beside_steps.append((value, *medians, found["÷ best option"]))
     title = f"{case}: median over {seeds} seeds, sweep over {sweep}"
     few = ", ".join(f"{name} on {count}" for name, count in slow.items())
-    note = f"{few} seeds." if few else "FISTA and classic SBL join the sweeps under --full."
+    note = f"{few} seeds." if few else "Dense peers and FISTA: the sweeps of 10³ unknowns."
     return [
         Table(f"{title}: peers", (sweep, *scores, "ours ≤ 3 × oracle"), beside_peers, note),
         Table(f"{title}: M-steps", (sweep, *SWEPT_M_STEPS, "default ÷ best"), beside_steps),

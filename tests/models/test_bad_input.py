@@ -7,11 +7,14 @@ import numpyro.distributions as dist
 import pytest
 
 import bayeskit as bk
+from tests.models.dense import DenseModel, kron
+from tests.registered import REGISTERED, kronecker_problem
 
 EM, KroneckerSBL = bk.inference.EM, bk.models.KroneckerSBL
 SHAPE = (4, 5, 6)
 # A single measurement is fitted exactly, and the warning says so.
 one_number = pytest.mark.filterwarnings("ignore:the fit interpolates")
+any_ending = pytest.mark.filterwarnings("ignore:.*did not converge")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,27 @@ def set_entry(index, value):
         matrix[index] = value
 
     return change
+
+
+def dense_twin(dictionaries, measurements, sites, noise_variance=None):
+    """Everything formed, at scales and noise as they are reported."""
+    scales = kron([sites[f"scales_{g}"] for g in range(len(dictionaries))])
+    noise = sites["noise_variance"] if noise_variance is None else noise_variance
+    return DenseModel(kron(dictionaries), scales, noise, np.asarray(measurements).ravel())
+
+
+def check_against_dense(posterior, dictionaries, noise_variance=None):
+    """Moments and evidence are those of the dense posterior at the reported scales and noise."""
+    twin = dense_twin(dictionaries, posterior.data, posterior.mean, noise_variance)
+    mean, variance = (m["coefficients"] for m in (posterior.mean, posterior.variance))
+    assert mean.shape == variance.shape == tuple(d.shape[1] for d in dictionaries)
+    peak = np.abs(twin.mean).max()
+    np.testing.assert_allclose(mean.ravel(), twin.mean, rtol=0, atol=1e-10 * peak)
+    # The twin subtracts from its prior variances, and rounds by as much.
+    rounding = 1e-14 * twin.scales.max()
+    expected = np.diag(twin.posterior_covariance)
+    np.testing.assert_allclose(variance.ravel(), expected, rtol=1e-8, atol=rounding)
+    assert posterior.log_evidence == pytest.approx(twin.log_evidence, rel=1e-10)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -78,6 +102,32 @@ def test_zero_measurements_give_zeros_and_finite_evidence(problem):
         assert np.all(posterior.mean["coefficients"] == 0)
         assert np.all(np.isfinite(posterior.variance["coefficients"]))
         assert np.isfinite(posterior.log_evidence)
+        if isinstance(method, EM):
+            check_against_dense(posterior, problem.dictionaries)
+
+
+@any_ending
+def test_zero_measurements_leave_sampled_coefficients_at_zero():
+    # Model, shapes and method of the registered problem, which is compiled anyway.
+    registered = REGISTERED[0]
+    dictionaries, method = registered.model.dictionaries, registered.methods[2]
+    zeros = np.zeros(registered.data.shape)
+    posterior = bk.infer(registered.model, zeros, method, key=0)
+    assert np.all(posterior.mean["coefficients"] == 0)
+    group = posterior.to_datatree().posterior
+    count = method.num_chains * method.num_samples
+    draws = {name: group[name].values.reshape(count, *group[name].shape[2:]) for name in group}
+    # Given the sampled scales and noise, coefficients are normal around zero; their variance is
+    # the mean of the dense ones.
+    variance = posterior.variance["coefficients"]
+    expected = np.zeros(variance.size)
+    for i in range(count):
+        twin = dense_twin(dictionaries, zeros, {name: draw[i] for name, draw in draws.items()})
+        expected += np.diag(twin.posterior_covariance) / count
+    np.testing.assert_allclose(variance.ravel(), expected, rtol=1e-8)
+    deviations = draws["coefficients"].mean(0) / np.sqrt(variance / count)
+    assert np.all(np.abs(deviations) < 5)
+    assert np.abs(deviations).max() > 0.5
 
 
 def test_wrong_shapes_say_what_was_expected(problem):
@@ -102,10 +152,20 @@ def test_wrong_kinds_of_data_are_refused(problem):
 
 
 def test_integers_are_exact_numbers(problem):
-    integers = np.round(10 * problem.measurements).astype(int)
-    model = KroneckerSBL(problem.dictionaries)
-    ours, theirs = bk.infer(model, integers), bk.infer(model, integers.astype(float))
-    np.testing.assert_array_equal(ours.mean["coefficients"], theirs.mean["coefficients"])
+    measurements = np.round(1000 * problem.measurements)
+    dictionaries = [np.round(30 * d) for d in problem.dictionaries]
+    expected = bk.infer(KroneckerSBL(dictionaries), measurements)
+    truth = problem.coefficients * 1000 / 30**3
+    assert bk.metrics.nmse(truth, expected.mean["coefficients"]) < 0.05
+    check_against_dense(expected, dictionaries)
+    for kind, of_dictionaries in ((int, float), (float, int), (int, int), (np.int16, np.int8)):
+        ours = bk.infer(
+            KroneckerSBL([d.astype(of_dictionaries) for d in dictionaries]),
+            measurements.astype(kind),
+        )
+        for site, value in expected.mean.items():
+            np.testing.assert_array_equal(ours.mean[site], value)
+            np.testing.assert_array_equal(ours.variance[site], expected.variance[site])
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
@@ -115,11 +175,15 @@ def test_impossible_noise_variance_is_refused(problem, value):
 
 
 def test_noise_variance_far_too_small_is_warned_about(problem):
-    model = KroneckerSBL(problem.dictionaries, noise_variance=problem.noise_variance * 1e-28)
+    noise_variance = problem.noise_variance * 1e-28
+    model = KroneckerSBL(problem.dictionaries, noise_variance=noise_variance)
     with pytest.warns(bk.ConditioningWarning, match="interpolates"):
         posterior = bk.infer(model, problem.measurements, EM(max_iterations=2000))
-    assert np.all(np.isfinite(posterior.mean["coefficients"]))
-    assert np.all(posterior.variance["coefficients"] >= 0)
+    # What the warning says: nothing is left of the measurements.
+    fitted = kron(problem.dictionaries) @ posterior.mean["coefficients"].ravel()
+    rounding = 1e-12 * np.abs(problem.measurements).max()
+    np.testing.assert_allclose(fitted, problem.measurements.ravel(), rtol=0, atol=rounding)
+    check_against_dense(posterior, problem.dictionaries, noise_variance)
 
 
 def test_real_measurements_of_complex_dictionaries_are_refused(problem):
@@ -143,22 +207,28 @@ def test_complex_measurements_of_real_dictionaries_are_a_complex_problem(problem
     [((6,), (4,)), ((1, 5), (3, 4)), ((7, 6), (3, 2)), ((1,), (1,)), ((5, 4), (1, 6))],
 )
 def test_unusual_sizes_work(rows, columns):
-    generator = np.random.default_rng(0)
-    dictionaries = [generator.standard_normal(s) for s in zip(rows, columns, strict=True)]
-    measurements = generator.standard_normal(rows)
+    dictionaries, measurements = kronecker_problem(rows, columns)
     posterior = bk.infer(KroneckerSBL(dictionaries), measurements, EM(max_iterations=3000))
-    assert posterior.mean["coefficients"].shape == columns
-    assert np.all(np.isfinite(posterior.mean["coefficients"]))
-    assert np.all(posterior.variance["coefficients"] >= 0)
+    # The signal was not taken for noise, where any prior would give the same zeros.
+    assert posterior.mean["noise_variance"] < 0.1 * np.mean(measurements**2)
+    check_against_dense(posterior, dictionaries)
 
 
+@any_ending
 def test_pruning_everything_but_the_largest_still_answers(problem):
-    posterior = bk.infer(
-        KroneckerSBL(problem.dictionaries),
-        problem.measurements,
-        EM(prune=0.999, max_iterations=5000),
-    )
-    assert np.count_nonzero(posterior.mean["coefficients"]) >= 1
+    model = KroneckerSBL(problem.dictionaries)
+    pruned = bk.infer(model, problem.measurements, EM(prune=0.999, max_iterations=5000))
+    first = bk.infer(model, problem.measurements, EM(max_iterations=1))
+    # Of every factor the scale that is the largest after one step is kept, with mean one in all
+    # factors but the last; the rest is an exact zero.
+    for site in ("scales_0", "scales_1", "scales_2"):
+        largest = np.argmax(first.mean[site])
+        assert np.flatnonzero(pruned.mean[site]).tolist() == [largest]
+        if site != "scales_2":
+            assert pruned.mean[site][largest] == pytest.approx(first.mean[site].size)
+    assert np.count_nonzero(pruned.mean["coefficients"]) == 1
+    assert np.count_nonzero(pruned.variance["coefficients"]) == 1
+    check_against_dense(pruned, problem.dictionaries)
 
 
 def test_exhausted_budget_is_reported_and_warned_about(problem):
@@ -290,9 +360,10 @@ def test_checkpoint_of_another_run_and_files_cut_short_are_refused(problem, tmp_
 
 @one_number
 def test_one_observation_gives_a_finite_answer():
-    posterior = bk.infer(KroneckerSBL((np.array([[2.0, 1.0]]),)), np.array([3.0]))
-    assert np.all(np.isfinite(posterior.mean["coefficients"]))
-    assert np.isfinite(posterior.log_evidence)
+    dictionary = np.array([[2.0, 1.0]])
+    posterior = bk.infer(KroneckerSBL((dictionary,)), np.array([3.0]))
+    np.testing.assert_allclose(dictionary @ posterior.mean["coefficients"], 3.0, rtol=1e-5)
+    check_against_dense(posterior, (dictionary,))
 
 
 def test_masked_entries_are_refused(problem):

@@ -249,6 +249,26 @@ class KroneckerSBLPosterior(Posterior):
         numpy.ndarray of bool
             Of the shape of the coefficients. Items of a batch that could not be fitted have none,
             and are warned about.
+
+        Raises
+        ------
+        TypeError
+            If ``probability`` is no number.
+        ValueError
+            If it is not in (0, 1).
+
+        Warns
+        -----
+        ConvergenceWarning
+            If items of a batch could not be fitted, naming them.
+
+        Examples
+        --------
+        >>> import bayeskit as bk
+        >>> problem = bk.datasets.kronecker_sparse(0)
+        >>> posterior = bk.infer(bk.models.KroneckerSBL(problem.dictionaries), problem.measurements)
+        >>> posterior.support(0.99).shape
+        (15, 15, 15)
         """
         probability = check_probability("probability", probability)
         mean, variance = self.mean["coefficients"], self.variance["coefficients"]
