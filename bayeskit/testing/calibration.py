@@ -528,7 +528,7 @@ def _evaluate_quantity(name, quantity, parameters, data, draws, mean, plugged_in
         value = np.asarray(quantity(own_parameters, own_data))
         if value.size != 1 or not np.isreal(value).all() or not np.isfinite(value).all():
             raise ValueError(f"quantities[{name!r}] must give one finite number, gave {value!r}")
-        return float(value.reshape(()).real)
+        return float(np.real(value.item()))
 
     num_draws = next(iter(draws.values())).shape[1]
     count = usable.size
