@@ -1,7 +1,8 @@
 """Small re-runs of papers' experiments, to be read beside the figures that their authors got.
 
-The numbers of the authors are those of the result files which they publish with their MATLAB code
-(Y. He and G. Joseph, arXiv:2307.14719), not of the paper's figures.
+The numbers of the authors are those of the result files which they publish with their code (Y. He
+and G. Joseph, arXiv:2307.14719; S. Fang et al., "Functional Bayesian Tucker decomposition for
+continuous-indexed tensor data", ICLR 2024), not of the papers' figures and tables.
 """
 
 import time
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gpjax.kernels import Matern12
 
-from bayeskit.datasets import irs_mimo, kronecker_sparse
+from bayeskit.datasets import beijing_air, irs_mimo, kronecker_sparse
 from bayeskit.errors import BayeskitWarning
 from bayeskit.inference.ascent import EM
 from bayeskit.inference.driver import infer
 from bayeskit.metrics import channel_nmse, nmse, support_recovery_rate, symbol_error_rate
-from bayeskit.models import KroneckerSBL
+from bayeskit.models import FunctionalTucker, KroneckerSBL, Mode
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Experiment:
 
 
 _AUTHORS = "authors' MATLAB"
+_AUTHORS_PYTHON = "authors' Python"
 _OURS = "bayeskit"
 
 # 25 dB, three non-zeros a factor, rank-one coefficients, noise variance unknown.
@@ -79,6 +82,14 @@ _IRS = {
     "classic SBL": (0.46, 0.29, 0.112),
 }
 _IRS_SCORES = ("mean NMSE", "median NMSE", "symbol errors")
+
+
+# PM2.5 by temperature, pressure and time: root mean square and mean absolute error, seconds.
+_BEIJING = {
+    "FunBaT-CP, rank 2 (best of 5 settings)": (0.2876, 0.1800, 59.8),
+    "FunBaT, ranks 3 (best of 9 settings)": (0.2910, 0.1831, 45.7),
+}
+_BEIJING_SCORES = ("error", "absolute error", "seconds")
 
 
 def _fit(model, data, method):
@@ -150,9 +161,40 @@ def _irs(seeds: int, report: Callable[[str], None]) -> list[Row]:
     return results
 
 
-def _published(table: dict[str, Any], names: tuple[str, ...], runs: int) -> tuple[Row, ...]:
+def _beijing(seeds: int, report: Callable[[str], None]) -> list[Row]:
+    kernel: Any = Matern12(lengthscale=30.0)
+    over_time = Mode("day", kernel=kernel)
+    models = {
+        "CP, rank 2, the paper's modes": (["temperature", "pressure", over_time], 2),
+        "CP, rank 8, time and station": ([over_time, Mode("station", categorical=True)], 8),
+    }
+    air = beijing_air()
+    splits = air.train["pm25"][:seeds]
+    results = []
+    for name, (modes, rank) in models.items():
+        model = FunctionalTucker(modes, ranks=rank, core="cp", value="pm25")
+        scores = []
+        for train in splits:
+            begun = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", BayeskitWarning)
+                posterior: Any = infer(model, air.table[train], EM(max_iterations=200))
+            held_out = air.table[~train]
+            error = posterior.predict(held_out).mean - held_out["pm25"].to_numpy()
+            seconds = time.perf_counter() - begun
+            scores.append((np.sqrt(np.mean(error**2)), np.mean(np.abs(error)), seconds))
+        report(f"{name}: {len(splits)} splits")
+        means = map(float, np.mean(scores, axis=0))
+        row = dict(zip(_BEIJING_SCORES, means, strict=True))
+        results.append(Row(name, _OURS, len(splits), row))
+    return results
+
+
+def _published(
+    table: dict[str, Any], names: tuple[str, ...], runs: int, source: str = _AUTHORS
+) -> tuple[Row, ...]:
     return tuple(
-        Row(name, _AUTHORS, runs, dict(zip(names, scores, strict=True)))
+        Row(name, source, runs, dict(zip(names, scores, strict=True)))
         for name, scores in table.items()
     )
 
@@ -188,5 +230,17 @@ EXPERIMENTS = {
         ),
         published=_published(_IRS, _IRS_SCORES, 50),
         run=_irs,
+    ),
+    "funbat-beijing": Experiment(
+        title="daily PM2.5 at 12 stations in Beijing, a fifth of 16 965 station-days held out",
+        notes=(
+            "Errors of standardised values, means over random splits (five at most; the authors' "
+            "were others). The authors chose settings by the held-out rows; kernels and noise are "
+            "learned here. Stations of one day have nearly the same values, which the paper's "
+            "modes cannot tell apart: time and station can.",
+            "Seconds include compilation.",
+        ),
+        published=_published(_BEIJING, _BEIJING_SCORES, 5, _AUTHORS_PYTHON),
+        run=_beijing,
     ),
 }

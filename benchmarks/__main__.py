@@ -29,7 +29,7 @@ def main(arguments=None) -> int:
     if not given.names:
         show_list(console, known)
         return 0
-    chosen = choose(given.names, known)
+    chosen = choose(given.names, known, given.full)
     unknown = [name for name, found in chosen.items() if not found]
     if unknown:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(known)}")
@@ -43,10 +43,15 @@ def main(arguments=None) -> int:
     return int(bool(failed))
 
 
-def choose(names, known):
-    """The benchmarks that each name stands for: full, short, a family, or all."""
+def choose(names, known, full):
+    """The benchmarks that each name stands for: its own, or a family's, or all.
+
+    Studies that take no minutes by default are part of a family only under ``--full``.
+    """
+    usual = [name for name, module in known.items() if full or module.MINUTES[0] > 0]
     return {
-        name: [k for k in known if name in ("all", k, k.split(".")[0], k.split(".")[1])]
+        name: [k for k in known if name in (k, k.split(".")[1])]
+        or [k for k in usual if name in ("all", k.split(".")[0])]
         for name in names
     }
 

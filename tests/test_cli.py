@@ -258,8 +258,9 @@ def with_first_method_only(experiment):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_reproduced_medians_are_no_worse_than_the_published(name):
+def test_reproduced_errors_are_no_worse_than_the_published(name):
     experiment = EXPERIMENTS[name]
-    rows = experiment.run(5, lambda line: None)
-    best = min(row.scores["median NMSE"] for row in rows)
-    assert best <= min(row.scores["median NMSE"] for row in experiment.published)
+    rows = experiment.run(2 if name.startswith("funbat") else 5, lambda line: None)
+    score = next(each for each in ("median NMSE", "error") if each in rows[0].scores)
+    best = min(row.scores[score] for row in rows)
+    assert best <= min(row.scores[score] for row in experiment.published)

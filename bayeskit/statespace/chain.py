@@ -22,8 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bayeskit.linalg import safe
-from bayeskit.linalg.small import semidefinite_root
+from bayeskit.linalg import safe, small
+from bayeskit.linalg.small import apply, product, semidefinite_root
+
+# Systems of so many values are solved without LAPACK, in three quarters of the time.
+_FEW_VALUES = 4
 
 
 class Chain(NamedTuple):
@@ -124,26 +127,24 @@ def _filter(chain, shifts, precisions):
         mean, covariance = carry
         transition, noise, shift, precision = item
         transition = _block_diagonal(transition)
-        mean = transition @ mean
-        covariance = transition @ covariance @ transition.T + _block_diagonal(noise)
-        value, cross = observe @ mean, observe @ covariance
+        mean = apply(transition, mean)
+        covariance = product(transition, covariance, transition.T) + _block_diagonal(noise)
+        value, cross = apply(observe, mean), product(observe, covariance)
         # I + S Λ has no eigenvalue below one, however singular S and Λ are.
-        system = safe.lu(eye_values + (cross @ observe.T) @ precision)
-        log_determinant = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(system[0]))))
-        solved = safe.lu_solve(system, cross)
-        surprise = shift - precision @ value
+        system = eye_values + product(cross, observe.T, precision)
+        surprise = shift - apply(precision, value)
         right = jnp.concatenate([precision, surprise[:, None]], axis=1)
-        weighted = safe.lu_solve(system, right, transposed=True)
+        solved, weighted, log_determinant = _solve_both(system, cross, right)
         information, innovation = weighted[:, :-1], weighted[:, -1]
-        gain = cross.T @ information
-        remain = eye_states - gain @ observe
-        mean = mean + solved.T @ surprise
-        covariance = remain @ covariance @ remain.T + solved.T @ (precision @ solved)
+        gain = product(cross.T, information)
+        remain = eye_states - product(gain, observe)
+        mean = mean + apply(solved.T, surprise)
+        covariance = product(remain, covariance, remain.T) + product(solved.T, precision, solved)
         covariance = 0.5 * (covariance + covariance.T)
         log_weight = (
-            shift @ value
-            - 0.5 * value @ (precision @ value)
-            + 0.5 * surprise @ (solved @ (observe.T @ surprise))
+            jnp.sum(shift * value)
+            - 0.5 * jnp.sum(value * apply(precision, value))
+            + 0.5 * jnp.sum(surprise * apply(solved, apply(observe.T, surprise)))
             - 0.5 * log_determinant
         )
         filtered = _Filtered(mean, covariance, solved, gain, innovation, information)
@@ -152,6 +153,17 @@ def _filter(chain, shifts, precisions):
     start = (jnp.zeros(count * size, shifts.dtype), _block_diagonal(chain.initial))
     _, (log_weights, filtered) = jax.lax.scan(step, start, (*_steps(chain), shifts, precisions))
     return jnp.sum(log_weights), filtered
+
+
+def _solve_both(matrix, right, right_of_transposed):
+    """Solutions with a matrix and with its transpose, and the logarithm of its determinant."""
+    if len(matrix) <= _FEW_VALUES:
+        solved, log_determinant = small.eliminate(matrix, right)
+        return solved, small.eliminate(matrix.T, right_of_transposed)[0], log_determinant
+    factored = safe.lu(matrix)
+    log_determinant = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(factored[0]))))
+    solved = safe.lu_solve(factored, right)
+    return solved, safe.lu_solve(factored, right_of_transposed, transposed=True), log_determinant
 
 
 def _steps(chain):
@@ -184,15 +196,18 @@ def _backward(saved, weight):
         adjoint, precision = carry
         transition, here, mean_before, covariance_before = item
         transition = _block_diagonal(transition)
-        value = observe @ here.mean + here.solved @ adjoint
-        spread = here.solved @ (observe.T - precision @ here.solved.T)
+        value = apply(observe, here.mean) + apply(here.solved, adjoint)
+        spread = product(here.solved, observe.T - product(precision, here.solved.T))
         second = 0.5 * (spread + spread.T) + jnp.outer(value, value)
-        remain = eye - here.gain @ observe
-        adjoint = remain.T @ adjoint + observe.T @ here.innovation
-        precision = remain.T @ precision @ remain + observe.T @ here.information @ observe
+        remain = eye - product(here.gain, observe)
+        adjoint = apply(remain.T, adjoint) + apply(observe.T, here.innovation)
+        precision = product(remain.T, precision, remain)
+        precision = precision + product(observe.T, here.information, observe)
         excess = jnp.outer(adjoint, adjoint) - precision
-        by_transition = jnp.outer(adjoint, mean_before) + excess @ (transition @ covariance_before)
-        carry = transition.T @ adjoint, transition.T @ precision @ transition
+        by_transition = jnp.outer(adjoint, mean_before) + product(
+            excess, product(transition, covariance_before)
+        )
+        carry = apply(transition.T, adjoint), product(transition.T, precision, transition)
         blocks = _diagonal_blocks(jnp.stack([by_transition, 0.5 * excess]), count)
         return carry, (value, second, blocks[0], blocks[1])
 

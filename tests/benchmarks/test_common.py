@@ -124,13 +124,16 @@ def test_reports_are_written_as_json_and_markdown(tmp_path):
 
 
 def test_names_short_family_and_all_choose():
-    known = {"one.speed": None, "one.size": None, "two.speed": None}
-    chosen = choose(["speed", "one", "two.speed", "all", "no"], known)
+    known = {name: Study([]) for name in ("one.speed", "one.size", "one.long", "two.speed")}
+    known["one.long"].MINUTES = (0, 9)
+    chosen = choose(["speed", "one", "two.speed", "all", "long", "no"], known, full=False)
     assert chosen["speed"] == ["one.speed", "two.speed"]
     assert chosen["one"] == ["one.speed", "one.size"]
     assert chosen["two.speed"] == ["two.speed"]
-    assert chosen["all"] == list(known)
+    assert chosen["all"] == ["one.speed", "one.size", "two.speed"]
+    assert chosen["long"] == ["one.long"]
     assert chosen["no"] == []
+    assert choose(["all"], known, full=True)["all"] == list(known)
 
 
 class Study:

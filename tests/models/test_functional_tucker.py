@@ -221,29 +221,67 @@ def test_units_of_values_and_indices_do_not_matter(factor):
     np.testing.assert_allclose(found.variance, factor**2 * expected.variance, rtol=1e-5)
 
 
+def one_slice(places):
+    places = places.copy()
+    places[:, 0] = 0.5
+    return places
+
+
+ODD = {
+    "one point": lambda places, values: (np.ones_like(places), values),
+    "two rows": lambda places, values: (places[:2], values[:2]),
+    "constant": lambda places, values: (places, np.full_like(values, 3.0)),
+    "integers": lambda places, values: (np.round(places * 3).astype(int), values),
+    "repeats": lambda places, values: (np.repeat(places[:20], 3, axis=0), values[:60]),
+    "a far point": lambda places, values: (
+        np.concatenate([places, places[:1] + 1e6]),
+        np.append(values, 0.0),
+    ),
+    "one slice": lambda places, values: (one_slice(places), values),
+    "ranks above points": lambda places, values: (np.round(places).astype(float), values),
+    "gaps near zero": lambda places, values: (
+        np.concatenate([places, places + 1e-12]),
+        np.append(values, values),
+    ),
+}
+USUALLY = {"one point", "constant", "repeats", "a far point"}
+
+
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda places, values: (np.ones_like(places), values),  # one point a mode
-        pytest.param(lambda places, values: (places[:2], values[:2]), marks=pytest.mark.full),
-        lambda places, values: (places, np.full_like(values, 3.0)),
-        pytest.param(
-            lambda places, values: (np.round(places * 3).astype(int), values),
-            marks=pytest.mark.full,
-        ),
-        lambda places, values: (np.repeat(places[:20], 3, axis=0), values[:60]),
-        lambda places, values: (np.concatenate([places, places[:1] + 1e6]), np.append(values, 0.0)),
-    ],
-    ids=["one point", "two rows", "constant", "integers", "repeats", "a far point"],
+    "name", [pytest.param(n, marks=[] if n in USUALLY else [pytest.mark.full]) for n in ODD]
 )
-def test_odd_but_valid_data_give_finite_answers(make):
+def test_odd_but_valid_data_are_explained_and_nothing_else(name):
     places, _, noisy = planted(3, rows=60)
-    data = make(places, noisy)
-    model = FunctionalTucker(["a", "b", "c"], ranks=2)
+    data = ODD[name](places, noisy)
+    model = FunctionalTucker(["a", "b", "c"], ranks=3 if name == "ranks above points" else 2)
     posterior = fit_quietly(model, data, EM(max_iterations=20))
+    indices, values = data
+    spread = max(np.std(values), 1e-3)
     for predicted in (posterior.predict(), posterior.predict([[-9.0, 0.5, 9.0]])):
         assert np.all(np.isfinite(predicted.mean))
         assert np.all(predicted.variance >= 0)
+        # Never beyond what was seen by more than the data's own range.
+        assert np.all(np.abs(predicted.mean - np.mean(values)) <= 3 * np.ptp(values) + spread)
+    # Residuals are those of the best function of the points, or smaller by as much as is noise.
+    _, point = np.unique(np.round(np.asarray(indices, float), 9), axis=0, return_inverse=True)
+    within = (np.bincount(point, values) / np.bincount(point))[point]
+    floor = np.mean((values - within) ** 2)
+    error = np.mean((values - posterior.predict().mean) ** 2)
+    assert floor * (1 - 1e-6) <= error <= floor + 1.05 * np.var(values) + 1e-6
+    if name in ("one point", "constant"):
+        np.testing.assert_allclose(posterior.predict().mean, np.mean(values), atol=0.2 * spread)
+
+
+@pytest.mark.full
+def test_four_modes_recover_what_was_planted():
+    generator = np.random.default_rng(0)
+    places = generator.uniform(size=(500, 4))
+    clean = np.cos(3 * places[:, 0]) * (1 + places[:, 1]) * np.exp(-places[:, 2]) + places[:, 3]
+    noisy = clean + 0.05 * clean.std() * generator.normal(size=500)
+    model = FunctionalTucker(list("abcd"), ranks=2, core="cp")
+    posterior = fit_quietly(model, (places[:400], noisy[:400]), EM(max_iterations=100))
+    error = posterior.predict(places[400:]).mean - clean[400:]
+    assert np.sqrt(np.mean(error**2)) <= 0.05 * clean.std()
 
 
 PLACES, VALUES = np.random.default_rng(0).uniform(size=(6, 2)), np.arange(6.0)
