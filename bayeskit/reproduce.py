@@ -162,8 +162,8 @@ def _irs(seeds: int, report: Callable[[str], None]) -> list[Row]:
 
 
 def _beijing(seeds: int, report: Callable[[str], None]) -> list[Row]:
-    kernel: Any = Matern12(lengthscale=30.0)
-    over_time = Mode("day", kernel=kernel)
+    days: Any = 30.0
+    over_time = Mode("day", kernel=Matern12(lengthscale=days))
     models = {
         "CP, rank 2, the paper's modes": (["temperature", "pressure", over_time], 2),
         "CP, rank 8, time and station": ([over_time, Mode("station", categorical=True)], 8),
@@ -179,13 +179,13 @@ def _beijing(seeds: int, report: Callable[[str], None]) -> list[Row]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", BayeskitWarning)
                 posterior: Any = infer(model, air.table[train], EM(max_iterations=200))
-            held_out = air.table[~train]
+            held_out: Any = air.table[~train]
             error = posterior.predict(held_out).mean - held_out["pm25"].to_numpy()
             seconds = time.perf_counter() - begun
             scores.append((np.sqrt(np.mean(error**2)), np.mean(np.abs(error)), seconds))
         report(f"{name}: {len(splits)} splits")
         means = map(float, np.mean(scores, axis=0))
-        row = dict(zip(_BEIJING_SCORES, means, strict=True))
+        row: dict[str, float] = dict(zip(_BEIJING_SCORES, means, strict=True))
         results.append(Row(name, _OURS, len(splits), row))
     return results
 
