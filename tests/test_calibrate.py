@@ -8,7 +8,7 @@ from scipy import stats
 import bayeskit as bk
 from bayeskit.results import AbstractApproximation
 from bayeskit.testing import calibrate
-from bayeskit.testing.calibration import _inside, uniformity_p_value
+from bayeskit.testing.ranks import share_inside, uniformity_p_value
 from tests.registered import kronecker_problem
 
 # With the fixed keys below nothing is random; these are the limits that a right posterior and
@@ -240,7 +240,9 @@ def test_plot_and_tree(exact):
 @pytest.mark.parametrize("num_draws", [7, 99, 250])
 def test_uniform_ranks_are_covered_exactly(num_draws, probability):
     ranks = np.arange(num_draws + 1)
-    assert _inside(ranks, num_draws, probability).mean() == pytest.approx(probability, rel=1e-12)
+    assert share_inside(ranks, num_draws, probability).mean() == pytest.approx(
+        probability, rel=1e-12
+    )
 
 
 def test_uniformity_p_values_are_uniform():

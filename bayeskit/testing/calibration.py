@@ -23,17 +23,23 @@ import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from bayeskit.errors import ConvergenceWarning
 from bayeskit.inference.driver import checked_method, infer_batch
 from bayeskit.precision import as_key, double_precision, to_host
+from bayeskit.testing.ranks import (
+    NULL_SEED,
+    chi2_p_value,
+    clustered_error,
+    coverage_error,
+    null_distribution,
+    share_inside,
+    uniformity_p_value,
+)
 from bayeskit.validation import check_probability, chosen_names
 
 _INTERVALS = (0.5, 0.8, 0.9, 0.95)
 _ENTRIES = 16
-_NULL_SIMULATIONS = 4000
-_NULL_SEED = 214
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +103,11 @@ class CalibrationResult:
         simulations of each simulation's own share; at least that of independent entries which are
         covered with the intervals' own probability.
         """
-        return self._by_interval(_coverage_error)
+        return self._by_interval(coverage_error)
 
     def _by_interval(self, reduce):
         rows = {
-            site: {p: float(reduce(_inside(ranks, self.num_draws, p), p)) for p in _INTERVALS}
+            site: {p: float(reduce(share_inside(ranks, self.num_draws, p), p)) for p in _INTERVALS}
             for site, ranks in self.ranks.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(_INTERVALS))
@@ -119,7 +125,7 @@ class CalibrationResult:
     def mean_z2_error(self) -> pd.Series:
         """Standard errors of :attr:`mean_z2`, over simulations."""
         return pd.Series(
-            {site: float(_clustered_error(z2)) for site, z2 in self.squared_errors.items()}
+            {site: float(clustered_error(z2)) for site, z2 in self.squared_errors.items()}
         )
 
     @property
@@ -145,7 +151,7 @@ class CalibrationResult:
         rows = {}
         for site, ranks in self.ranks.items():
             ecdf = min(uniformity_p_value(column, self.num_draws) for column in ranks.T)
-            chi2 = min(_chi2_p_value(column, self.num_draws) for column in ranks.T)
+            chi2 = min(chi2_p_value(column, self.num_draws) for column in ranks.T)
             rows[site] = {
                 name: min(1.0, p * ranks.shape[1]) for name, p in (("ecdf", ecdf), ("chi2", chi2))
             }
@@ -199,7 +205,7 @@ class CalibrationResult:
         """
         check_probability("probability", probability)
         count = int(np.sum(self.usable))
-        points, tails, null = _null(count, self.num_draws)
+        points, tails, null = null_distribution(count, self.num_draws)
         level = np.quantile(null, 1.0 - probability)
         inside = tails > level
         lower = np.argmax(inside, axis=0) / count
@@ -241,7 +247,7 @@ class CalibrationResult:
         The rank r of L becomes a number drawn uniformly from (r, r + 1) / (L + 1), with a fixed
         seed, so that bands for continuous numbers are exact.
         """
-        generator = np.random.default_rng(_NULL_SEED)
+        generator = np.random.default_rng(NULL_SEED)
         variables = {
             site: (
                 ("sample", f"{site}_entry"),
@@ -486,7 +492,7 @@ def _choose_entries(values):
     moving = np.ravel(np.any(values != values[:1], axis=0))
     chosen = np.flatnonzero(moving)
     if chosen.size > _ENTRIES:
-        generator = np.random.default_rng(_NULL_SEED)
+        generator = np.random.default_rng(NULL_SEED)
         chosen = np.sort(generator.choice(chosen, _ENTRIES, replace=False))
     return [tuple(int(i) for i in np.unravel_index(flat, shape)) for flat in chosen]
 
@@ -514,7 +520,7 @@ def _ranks_and_widths(truth, drawn):
     """
     lower, upper = np.quantile(drawn, [0.05, 0.95], axis=1)
     below, equal = np.sum(drawn < truth[:, None], axis=1), np.sum(drawn == truth[:, None], axis=1)
-    ties = np.random.default_rng(_NULL_SEED).integers(0, equal, endpoint=True)
+    ties = np.random.default_rng(NULL_SEED).integers(0, equal, endpoint=True)
     return below + ties, upper - lower
 
 
@@ -550,81 +556,3 @@ def _check_reference(reference, truths):
         raise ValueError(
             "reference is of other simulated data: use the same model, key and num_simulations"
         )
-
-
-def _inside(ranks, num_draws, probability):
-    """Whether the central interval holds the truth; a rank that straddles its end counts in part.
-
-    The rank r of L stands for the interval (r, r + 1) / (L + 1) of probabilities, so the mean is
-    ``probability`` exactly for uniform ranks.
-    """
-    low, high = (1 - probability) / 2 * (num_draws + 1), (1 + probability) / 2 * (num_draws + 1)
-    return np.clip(np.minimum(ranks + 1, high) - np.maximum(ranks, low), 0.0, 1.0)
-
-
-def _clustered_error(values):
-    """Standard error of the mean of (simulations, entries), entries of a simulation dependent."""
-    return values.mean(axis=1).std(ddof=1) / np.sqrt(values.shape[0])
-
-
-def _coverage_error(shares, probability):
-    return max(_clustered_error(shares), np.sqrt(probability * (1 - probability) / shares.size))
-
-
-def _ecdf(ranks, num_draws):
-    """Share of ranks of at most i, for i = 0, …, L - 1."""
-    counts = np.bincount(ranks, minlength=num_draws + 1)
-    return np.cumsum(counts)[:-1] / ranks.size
-
-
-@functools.lru_cache(maxsize=16)
-def _null(count, num_draws):
-    """Pointwise tail probabilities of ECDF counts, and the null distribution of the smallest one.
-
-    Returns the points (L,), twice the smaller tail for every (count + 1, L), and the smallest of
-    them in simulations of uniform ranks.
-    """
-    points = np.arange(1, num_draws + 1) / (num_draws + 1)
-    counts = np.arange(count + 1)[:, None]
-    lower = stats.binom.cdf(counts, count, points)
-    upper = stats.binom.sf(counts - 1, count, points)
-    tails = 2 * np.minimum(lower, upper)
-    generator = np.random.default_rng(_NULL_SEED)
-    bins = generator.multinomial(
-        count, np.full(num_draws + 1, 1 / (num_draws + 1)), size=_NULL_SIMULATIONS
-    )
-    below = np.cumsum(bins, axis=1)[:, :-1]
-    return points, tails, np.min(tails[below, np.arange(num_draws)], axis=1)
-
-
-def uniformity_p_value(ranks: Any, num_draws: int) -> float:
-    """Probability that uniform ranks have an ECDF as far out of pointwise bands as these.
-
-    Parameters
-    ----------
-    ranks : integer array (simulations,)
-        In {0, …, num_draws}.
-    num_draws : int
-
-    Returns
-    -------
-    float
-        From 4000 simulations with a fixed seed, so at least 1 / 4001. Säilynoja et al. 2022.
-    """
-    _, tails, null = _null(int(ranks.size), int(num_draws))
-    counts = np.cumsum(np.bincount(ranks, minlength=num_draws + 1))[:-1]
-    observed = np.min(tails[counts, np.arange(num_draws)])
-    # Equal tails differ in rounding from point to point.
-    return float((1 + np.sum(null <= observed * (1 + 1e-9))) / (1 + null.size))
-
-
-def _chi2_p_value(ranks, num_draws):
-    """Pearson's test with at least ten expected ranks a bin, in bins of equally many ranks."""
-    wanted = max(2, min(20, ranks.size // 10))
-    bins = next(b for b in range(wanted, 0, -1) if (num_draws + 1) % b == 0)
-    if bins == 1:
-        edges = np.linspace(0, num_draws + 1, wanted + 1).round().astype(int)
-    else:
-        edges = np.arange(0, num_draws + 2, (num_draws + 1) // bins)
-    observed, _ = np.histogram(ranks, edges - 0.5)
-    return float(stats.chisquare(observed, ranks.size * np.diff(edges) / (num_draws + 1)).pvalue)
