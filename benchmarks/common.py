@@ -179,8 +179,13 @@ def in_two_processes(target: str, arguments: Sequence[Mapping[str, Any]]) -> lis
 
     For work that is not timed. Every process gets an equal share of the machine's cores.
     """
+    # Threads of two libraries of linear algebra on the same cores wait for each other.
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    share = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), threads)
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda each: in_subprocess(target, **each)["result"], arguments))
+        return list(
+            pool.map(lambda each: in_subprocess(target, share, **each)["result"], arguments)
+        )
 
 
 def peak_bytes() -> int:
