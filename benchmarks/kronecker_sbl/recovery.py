@@ -43,7 +43,7 @@ THEIRS = {"SVD-KroSBL": "svd, prune 5e-4", "AM-KroSBL": "alternating, prune 1e-2
 
 def run(options: Options) -> Report:
     seeds = options.count(50, 200)
-    swept = min(seeds, options.count(30, 100))
+    few = min(seeds, options.count(30, 100))
     slow = {"FISTA": options.at_most(3, 20), "classic SBL": options.at_most(2, 10)}
     slow_swept = {"FISTA": 5, "classic SBL": 3} if options.full else {}
     slow_swept = {name: options.at_most(count) for name, count in slow_swept.items()}
@@ -71,12 +71,12 @@ def run(options: Options) -> Report:
     swept = in_two_processes(
         "benchmarks.kronecker_sbl.recovery:sweeps_of",
         [
-            {"sweeps": sweeps, "seeds": swept, "slow": slow_swept}
+            {"sweeps": sweeps, "seeds": few, "slow": slow_swept}
             for sweeps in (["M₁"], ["SNR (dB)", "K"])
         ],
     )
     crossing = {
-        case: point(rank_one, swept, slow_swept, found=first_seeds(main_results[case], swept))
+        case: point(rank_one, few, slow_swept, found=first_seeds(main_results[case], few))
         for case, rank_one in CASES.items()
     }
     found = {case: swept[0][case] | swept[1][case] for case in CASES}
@@ -92,7 +92,7 @@ def run(options: Options) -> Report:
     }
     for case, sweeps in report.results["sweeps"].items():
         for sweep, points in sweeps.items():
-            report.tables += sweep_tables(case, sweep, points, swept, slow_swept)
+            report.tables += sweep_tables(case, sweep, points, few, slow_swept)
     worst = max(
         entry["÷ best option"]
         for sweeps in report.results["sweeps"].values()
