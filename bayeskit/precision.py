@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
@@ -44,6 +45,17 @@ def to_host(tree):
         if is_distributed(leaf) and not leaf.sharding.is_fully_replicated:
             return leaf
         return np.asarray(leaf)
+
+    return jax.tree.map(convert, tree)
+
+
+def gathered(tree):
+    """NumPy arrays for all JAX arrays of a tree, also for those spread over devices or hosts."""
+
+    def convert(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(convert, tree)
 

@@ -127,6 +127,13 @@ def shard_with(tensor: Inexact[Array, "..."], reference: Inexact[Array, "..."], 
     return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def spread(array: np.ndarray, mesh: Mesh, axis: int) -> Array:
+    """A host's array with one axis, which the number of devices divides, spread over a mesh."""
+    spec = [tuple(mesh.axis_names) if i == axis else None for i in range(array.ndim)]
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+
 def to_auto_mesh(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Move an array from a mesh with Explicit axes to the same devices' mesh with Auto axes.
 

@@ -22,11 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bayeskit.linalg import safe, small
+from bayeskit.linalg import small
 from bayeskit.linalg.small import apply, product, semidefinite_root
-
-# Systems of so many values are solved without LAPACK, in three quarters of the time.
-_FEW_VALUES = 4
 
 
 class Chain(NamedTuple):
@@ -66,20 +63,34 @@ class Smoothed(NamedTuple):
     log_normaliser: Any
 
 
+def _move(blocks, states):
+    """Product of a block-diagonal matrix (R, D, D) with the rows of an array (R D, …)."""
+    split = states.reshape(*blocks.shape[:2], -1)
+    return jnp.sum(blocks[..., None] * split[:, None], axis=2).reshape(states.shape)
+
+
+def _congruent(blocks, matrix):
+    """``B M Bᵀ`` of a block-diagonal ``B`` and a symmetric ``M``."""
+    return _move(blocks, _move(blocks, matrix).T)
+
+
+def _observe(output, states):
+    """Values (R, …) of states (R D, …)."""
+    split = states.reshape(*output.shape, -1)
+    return jnp.sum(output[..., None] * split, axis=1).reshape(len(output), *states.shape[1:])
+
+
+def _unobserve(output, values):
+    """The transpose: (R, …) to (R D, …)."""
+    split = output[..., None] * values.reshape(len(output), 1, -1)
+    return split.reshape(output.size, *values.shape[1:])
+
+
 def _block_diagonal(blocks):
-    """(…, R, D, D) to (…, R D, R D)."""
-    count, size = blocks.shape[-3], blocks.shape[-1]
-    eye = jnp.eye(count, dtype=blocks.dtype)
-    dense = blocks[..., :, :, None, :] * eye[:, None, :, None]
-    return dense.reshape(*blocks.shape[:-3], count * size, count * size)
-
-
-def _observe(output):
-    """The matrix (R, R D) from all states to all values."""
-    count, size = output.shape
-    return (output[:, None, :] * jnp.eye(count, dtype=output.dtype)[:, :, None]).reshape(
-        count, count * size
-    )
+    """(R, D, D) to (R D, R D)."""
+    count, size = blocks.shape[:2]
+    dense = blocks[:, :, None, :] * jnp.eye(count, dtype=blocks.dtype)[:, None, :, None]
+    return dense.reshape(count * size, count * size)
 
 
 class _Filtered(NamedTuple):
@@ -87,7 +98,6 @@ class _Filtered(NamedTuple):
 
     mean: Any
     covariance: Any
-    solved: Any  # covariance of values and states after the message (R, R D)
     gain: Any  # (R D, R)
     innovation: Any  # (Λ⁻¹ + S)⁻¹ (Λ⁻¹ η − prediction), where S is the predicted covariance
     information: Any  # (Λ⁻¹ + S)⁻¹
@@ -109,61 +119,62 @@ def log_normaliser(
 
     Notes
     -----
-    A Kalman filter in information form, its covariances updated in Joseph's form: neither ``Λ`` nor
-    a covariance is inverted, and they stay positive semi-definite. The derivative by everything
-    but ``chain.output`` (which is a constant of every kernel) is written out: a backward recursion
-    on adjoint means and precisions (Bryson and Frazier 1963). O(n (R D)³) operations each.
+    A message is an observation ``w`` of ``Wᵀ f`` with unit noise, where ``Λ = W Wᵀ`` and
+    ``η = W w + r``; the remainder ``r``, zero where ``Λ`` is regular, tilts what is not observed.
+    Then a Kalman filter with covariances in Joseph's form, which needs systems ``I + Wᵀ S W``
+    alone: symmetric, no eigenvalue below one. Neither ``Λ`` nor a covariance is inverted. The
+    system ``I + S Λ`` does without ``W``, but where messages are sharp and nearly collinear it
+    leaves few digits of what they say least of.
+
+    The derivative by everything but ``chain.output`` (which is a constant of every kernel) is
+    written out: a backward recursion on adjoint means and precisions (Bryson and Frazier 1963).
+    O(n (R D)³) operations each.
     """
     return _filter(chain, shifts, precisions)[0]
 
 
 def _filter(chain, shifts, precisions):
-    count, size = chain.output.shape
-    observe = _observe(chain.output)
-    eye_values = jnp.eye(count, dtype=shifts.dtype)
-    eye_states = jnp.eye(count * size, dtype=shifts.dtype)
+    output = chain.output
+    eye = jnp.eye(len(output), dtype=shifts.dtype)
+    roots = semidefinite_root(precisions)
+    targets, remainders = small.divide(roots, shifts)
 
     def step(carry, item):
         mean, covariance = carry
-        transition, noise, shift, precision = item
-        transition = _block_diagonal(transition)
-        mean = apply(transition, mean)
-        covariance = product(transition, covariance, transition.T) + _block_diagonal(noise)
-        value, cross = apply(observe, mean), product(observe, covariance)
-        # I + S Λ has no eigenvalue below one, however singular S and Λ are.
-        system = eye_values + product(cross, observe.T, precision)
-        surprise = shift - apply(precision, value)
-        right = jnp.concatenate([precision, surprise[:, None]], axis=1)
-        solved, weighted, log_determinant = _solve_both(system, cross, right)
-        information, innovation = weighted[:, :-1], weighted[:, -1]
-        gain = product(cross.T, information)
-        remain = eye_states - product(gain, observe)
-        mean = mean + apply(solved.T, surprise)
-        covariance = product(remain, covariance, remain.T) + product(solved.T, precision, solved)
+        transition, noise, root, target, remainder = item
+        mean = _move(transition, mean)
+        covariance = _congruent(transition, covariance) + _block_diagonal(noise)
+        cross = product(root.T, _observe(output, covariance))
+        system = eye + product(root.T, _observe(output, cross.T))
+        lower = small.cholesky(0.5 * (system + system.T), smallest=1.0)
+        surprise = target - apply(root.T, _observe(output, mean))
+        right = jnp.concatenate([cross, root.T, surprise[:, None]], axis=1)
+        half = small.solve_lower(lower, right)
+        half, weight, surprise = half[:, : len(mean)], half[:, len(mean) : -1], half[:, -1]
+        gain = small.solve_upper(lower, half).T  # of an observation of Wᵀ f
+        mean = mean + apply(half.T, surprise)
+        # Joseph's form; its second half undoes what rounding did to the first.
+        covariance = covariance - product(gain, cross)
+        excess = gain - product(_observe(output, covariance.T).T, root)
+        covariance = covariance + product(excess, gain.T)
         covariance = 0.5 * (covariance + covariance.T)
+        tilt = apply(covariance, _unobserve(output, remainder))
         log_weight = (
-            jnp.sum(shift * value)
-            - 0.5 * jnp.sum(value * apply(precision, value))
-            + 0.5 * jnp.sum(surprise * apply(solved, apply(observe.T, surprise)))
-            - 0.5 * log_determinant
+            0.5 * jnp.sum(target**2)
+            - 0.5 * jnp.sum(surprise**2)
+            - jnp.sum(jnp.log(jnp.diagonal(lower)))
+            + jnp.sum(remainder * _observe(output, mean + 0.5 * tilt))
         )
-        filtered = _Filtered(mean, covariance, solved, gain, innovation, information)
+        mean, gain = mean + tilt, product(gain, root.T)
+        innovation = apply(weight.T, surprise) + remainder
+        innovation = innovation - apply(gain.T, _unobserve(output, remainder))
+        filtered = _Filtered(mean, covariance, gain, innovation, product(weight.T, weight))
         return (mean, covariance), (log_weight, filtered)
 
-    start = (jnp.zeros(count * size, shifts.dtype), _block_diagonal(chain.initial))
-    _, (log_weights, filtered) = jax.lax.scan(step, start, (*_steps(chain), shifts, precisions))
+    start = (jnp.zeros(output.size, shifts.dtype), _block_diagonal(chain.initial))
+    items = (*_steps(chain), roots, targets, remainders)
+    _, (log_weights, filtered) = jax.lax.scan(step, start, items)
     return jnp.sum(log_weights), filtered
-
-
-def _solve_both(matrix, right, right_of_transposed):
-    """Solutions with a matrix and with its transpose, and the logarithm of its determinant."""
-    if len(matrix) <= _FEW_VALUES:
-        solved, log_determinant = small.eliminate(matrix, right)
-        return solved, small.eliminate(matrix.T, right_of_transposed)[0], log_determinant
-    factored = safe.lu(matrix)
-    log_determinant = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(factored[0]))))
-    solved = safe.lu_solve(factored, right)
-    return solved, safe.lu_solve(factored, right_of_transposed, transposed=True), log_determinant
 
 
 def _steps(chain):
@@ -172,11 +183,19 @@ def _steps(chain):
     return chain.transition.at[0].set(eye), chain.noise.at[0].set(0.0)
 
 
-def _diagonal_blocks(dense, count):
-    """(…, R D, R D) to (…, R, D, D)."""
-    size = dense.shape[-1] // count
-    blocks = dense.reshape(*dense.shape[:-2], count, size, count, size)
-    return jnp.einsum("...risj,rs->...rij", blocks, jnp.eye(count, dtype=dense.dtype))
+def _diagonal_blocks(dense, output):
+    """(R D, R D) to (R, D, D)."""
+    count, size = output.shape
+    blocks = dense.reshape(count, size, count, size)
+    return jnp.einsum("risj,rs->rij", blocks, jnp.eye(count, dtype=dense.dtype))
+
+
+def _blocks_of_product(first, second, output):
+    """The diagonal blocks (R, D, D) of a product of two matrices (R D, R D)."""
+    count, size = output.shape
+    rows = first.reshape(count, size, -1)
+    columns = second.T.reshape(count, size, -1)
+    return jnp.einsum("rik,rjk->rij", rows, columns)
 
 
 def _forward(chain, shifts, precisions):
@@ -186,38 +205,37 @@ def _forward(chain, shifts, precisions):
 
 def _backward(saved, weight):
     chain, filtered = saved
-    count = chain.output.shape[0]
-    observe = _observe(chain.output)
-    eye = jnp.eye(observe.shape[1], dtype=observe.dtype)
+    output = chain.output
 
     def step(carry, item):
         # Derivatives by the mean after a message, and minus twice those by the covariance, less
         # the outer product of the former.
         adjoint, precision = carry
         transition, here, mean_before, covariance_before = item
-        transition = _block_diagonal(transition)
-        value = apply(observe, here.mean) + apply(here.solved, adjoint)
-        spread = product(here.solved, observe.T - product(precision, here.solved.T))
+        cross = _observe(output, here.covariance)
+        value = _observe(output, here.mean) + apply(cross, adjoint)
+        spread = _observe(output, cross.T) - product(cross, precision, cross.T)
         second = 0.5 * (spread + spread.T) + jnp.outer(value, value)
-        remain = eye - product(here.gain, observe)
-        adjoint = apply(remain.T, adjoint) + apply(observe.T, here.innovation)
-        precision = product(remain.T, precision, remain)
-        precision = precision + product(observe.T, here.information, observe)
+        adjoint = adjoint + _unobserve(output, here.innovation - apply(here.gain.T, adjoint))
+        precision = precision - _unobserve(output, product(here.gain.T, precision))
+        precision = precision.T - _unobserve(output, product(precision, here.gain).T)
+        seen = _unobserve(output, _unobserve(output, here.information).T)
+        precision = 0.5 * (precision + precision.T) + seen
         excess = jnp.outer(adjoint, adjoint) - precision
-        by_transition = jnp.outer(adjoint, mean_before) + product(
-            excess, product(transition, covariance_before)
-        )
-        carry = apply(transition.T, adjoint), product(transition.T, precision, transition)
-        blocks = _diagonal_blocks(jnp.stack([by_transition, 0.5 * excess]), count)
-        return carry, (value, second, blocks[0], blocks[1])
+        moved = _move(transition, covariance_before)
+        by_transition = _diagonal_blocks(jnp.outer(adjoint, mean_before), output)
+        by_transition = by_transition + _blocks_of_product(excess, moved, output)
+        blocks = by_transition, 0.5 * _diagonal_blocks(excess, output)
+        turned = jnp.swapaxes(transition, 1, 2)
+        return (_move(turned, adjoint), _congruent(turned, precision)), (value, second, *blocks)
 
     means_before = jnp.roll(filtered.mean, 1, axis=0).at[0].set(0.0)
     covariances_before = jnp.roll(filtered.covariance, 1, axis=0).at[0].set(0.0)
-    end = (jnp.zeros(observe.shape[1], observe.dtype), jnp.zeros_like(eye))
+    end = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), (filtered.mean, filtered.covariance))
     items = (_steps(chain)[0], filtered, means_before, covariances_before)
     (adjoint, precision), parts = jax.lax.scan(step, end, items, reverse=True)
     values, seconds, by_transition, by_noise = parts
-    by_initial = _diagonal_blocks(0.5 * (jnp.outer(adjoint, adjoint) - precision), count)
+    by_initial = _diagonal_blocks(0.5 * (jnp.outer(adjoint, adjoint) - precision), output)
     by_chain = Chain(
         by_transition.at[0].set(0.0),
         by_noise.at[0].set(0.0),

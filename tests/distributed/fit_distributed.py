@@ -1,4 +1,4 @@
-"""Fits a sharded tensor and compares with the single-device fit; run by test_distributed.py.
+"""Fits sharded data and compares with single-device fits; run by test_distributed.py.
 
 Arguments: number of processes, index of this one, port. One process forces eight devices, two
 processes four each.
@@ -7,6 +7,7 @@ processes four each.
 import os
 import re
 import sys
+import warnings
 
 processes, index, port = (int(argument) for argument in sys.argv[1:])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={8 // processes}"
@@ -24,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 import bayeskit as bk  # noqa: E402
 from bayeskit.inference import driver  # noqa: E402
+from bayeskit.models.functional_tucker import data as tables  # noqa: E402
 
 SHAPE, ATOMS = (16, 12, 10), (24, 16, 12)
 problem = bk.datasets.kronecker_sparse(0, shape=SHAPE, atoms=ATOMS, nonzeros=(3, 3, 2))
@@ -72,4 +74,29 @@ gathered = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
 for shape in gathered:
     size = np.prod([int(length) for length in shape.split(",")])
     assert size <= factor_size, f"more than one factor is gathered: {shape}"
-print("distributed fit equals the single-device fit")
+
+# Rows of a table: more than one block of them, and blocks that have to be filled up.
+ROWS = 252
+generator = np.random.default_rng(0)
+indices = generator.uniform(size=(ROWS, 2)).round(1)
+values = np.sin(6 * indices[:, 0]) * np.cos(4 * indices[:, 1]) + 0.1 * generator.normal(size=ROWS)
+tables._BLOCK_NUMBERS = 1000
+with jax.enable_x64(True):
+    table = tuple(
+        jax.make_array_from_callback(whole.shape, sharding, lambda part, whole=whole: whole[part])
+        for whole in (indices[:248], values[:248])
+    )
+model = bk.models.FunctionalTucker(["x", "z"], ranks=2)
+settings = bk.inference.MessagePassing(max_iterations=5)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", bk.ConvergenceWarning)
+    distributed = bk.infer(model, table, settings)
+    single = bk.infer(model, (indices[:248], values[:248]), settings)
+rows = distributed.prepared.data.rows.values
+assert max(shard.data.size for shard in rows.addressable_shards) == rows.size / 8
+assert rows.size > 248, "no row was added to fill up"
+assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
+there, here = (each.predict(indices[248:]) for each in (distributed, single))
+assert np.max(np.abs(there.mean - here.mean)) < 1e-8
+assert np.max(np.abs(there.variance / here.variance - 1)) < 1e-8
+print("distributed fits equal the single-device fits")

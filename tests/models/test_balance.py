@@ -34,7 +34,12 @@ def test_energy_equals_the_dense_one():
     shifts = jnp.asarray(generator.normal(size=(POINTS, RANK)))
     precisions = jnp.stack([positive_definite(generator, RANK) for _ in range(POINTS)])
     found = statespace.smooth(chain, shifts, precisions)
-    ours = balance.energy(sweep.Moments(found.mean, found.second), shifts, precisions, POINTS)
+    moments = sweep.Moments(found.mean, found.second)
+    ours, resolved = balance.energy(moments, shifts, precisions, POINTS)
+    assert resolved
+    # Sharp messages leave nothing but rounding of it.
+    scaled = moments, 1e14 * shifts, 1e14 * precisions, POINTS
+    assert not balance.energy(*scaled)[1]
 
     distance = np.sqrt(3) * np.abs(np.subtract.outer(places, places)) / 0.7
     kernel = (1 + distance) * np.exp(-distance) + 0.5

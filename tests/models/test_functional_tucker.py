@@ -272,6 +272,18 @@ def test_odd_but_valid_data_are_explained_and_nothing_else(name):
         np.testing.assert_allclose(posterior.predict().mean, np.mean(values), atol=0.2 * spread)
 
 
+def test_more_ranks_than_noiseless_data_have_do_no_harm():
+    """Messages are as sharp as the numbers allow, and components nearly collinear."""
+    places = np.random.default_rng(0).uniform(size=(150, 2)).round(1)
+    values = np.sin(5 * places[:, 0]) * np.exp(-places[:, 1])
+    posterior = fit_quietly(
+        FunctionalTucker(["a", "b"], ranks=2), (places[:100], values[:100]), EM(max_iterations=60)
+    )
+    error = posterior.predict(places[100:]).mean - values[100:]
+    assert np.sqrt(np.mean(error**2)) <= 1e-3 * values.std()
+    assert np.sqrt(posterior.mean["noise_variance"]) <= 1e-4 * values.std()
+
+
 @pytest.mark.full
 def test_four_modes_recover_what_was_planted():
     generator = np.random.default_rng(0)

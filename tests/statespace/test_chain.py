@@ -86,6 +86,35 @@ def test_smoothing_equals_dense_gaussian_process(kind, problem):
     np.testing.assert_allclose(found.log_normaliser, value, rtol=1e-8)
 
 
+def test_sharp_and_nearly_collinear_messages_keep_what_they_say_least_of():
+    """Single precision against double, errors in the messages' own units.
+
+    ``(m − m₀)ᵀ Λ (m − m₀)`` and ``tr Λ (V − V₀)`` are what errors cost in nats: over six seeds at
+    most 6e-4 and 0.28, the latter from rounding second moments. Systems I + S Λ lost 1e3 nats.
+    """
+    generator = np.random.default_rng(1)
+    points = np.sort(generator.uniform(size=POINTS))
+    directions = 1.0 + 1e-3 * generator.normal(size=(POINTS, 3, RANK))
+    precisions = 1e5 * np.einsum("nki,nkj->nij", directions, directions)
+    truth = np.linalg.cholesky(covariance(Matern32, points)) @ generator.normal(size=POINTS * RANK)
+    shifts = np.einsum("nij,nj->ni", precisions, truth.reshape(POINTS, RANK))
+    shifts, precisions = shifts.astype(np.float32), precisions.astype(np.float32)
+    found = []
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(True):
+            prior = jax.tree.map(lambda leaf: leaf.astype(dtype), chain(Matern32, points))  # noqa: B023
+            messages = jnp.asarray(shifts, dtype), jnp.asarray(precisions, dtype)
+            smoothed = smooth(prior, *messages)
+        found.append(jax.tree.map(lambda leaf: np.asarray(leaf, float), smoothed))
+    gap = found[0].mean - found[1].mean
+    assert np.einsum("ni,nij,nj->n", gap, precisions, gap).max() <= 1e-2
+    spread, expected = (
+        each.second - each.mean[:, :, None] * each.mean[:, None, :] for each in found
+    )
+    costs = np.einsum("nij,nji->n", precisions.astype(float), spread - expected)
+    assert np.abs(costs).max() <= 1.0
+
+
 @pytest.mark.parametrize("kind", [Matern12, Matern32])
 def test_derivatives_equal_finite_differences_also_at_equal_points(kind, problem):
     points, shifts, precisions = problem

@@ -25,13 +25,22 @@ from bayeskit.linalg import safe
 from bayeskit.models.functional_tucker.sweep import Moments
 
 _NEWTON_STEPS = 30
+# Smoothed means have errors of up to so many units of rounding (measured where messages are sharp
+# and nearly collinear), and energies, of about one a point, are used with so much relative error.
+_ROUNDING, _LOST = 300, 0.1
 
 
 def energy(moments, shifts, precisions, points):
-    """``E fᵀ K⁻¹ f`` (R, R) of functions conditioned on messages; symmetric for equal kernels."""
+    """``E fᵀ K⁻¹ f`` (R, R) of functions conditioned on messages, and whether it has its digits.
+
+    Symmetric for equal kernels. It is a difference, of which sharp messages leave only rounding.
+    """
     found = shifts.T @ moments.mean - jnp.einsum("nij,njk->ik", precisions, moments.second)
     found = points * jnp.eye(found.shape[0], dtype=found.dtype) + found
-    return 0.5 * (found + found.T)
+    size = jnp.einsum("nij,nji->i", jnp.abs(precisions), jnp.abs(moments.second))
+    lost = _ROUNDING * jnp.finfo(found.dtype).eps * jnp.max(size)
+    resolved = (lost <= _LOST * points) & jnp.all(jnp.diagonal(found) > 0)
+    return 0.5 * (found + found.T), resolved
 
 
 def best_mixing(own, other, excess, mixing):
@@ -110,6 +119,8 @@ def best_scales(energies, points):
 def balanced(modes, shifts, precisions, core, points, mixing):
     """Moments of all factors, moved along the ridge to where the bound is largest.
 
+    Left where they are if rounding hides where that is.
+
     Parameters
     ----------
     modes : sequence of Moments
@@ -126,21 +137,30 @@ def balanced(modes, shifts, precisions, core, points, mixing):
     modes, core
     """
     modes = list(modes)
-    energies = [
-        energy(moments, shift, precision, count)
-        for moments, shift, precision, count in zip(modes, shifts, precisions, points, strict=True)
-    ]
+    energies, resolved = zip(
+        *(energy(*given) for given in zip(modes, shifts, precisions, points, strict=True)),
+        strict=True,
+    )
+
+    def if_known(matrix, known):
+        return jnp.where(known, matrix, jnp.eye(len(matrix), dtype=matrix.dtype))
+
     if core is not None:
         ranks = tuple(moments.mean.shape[1] for moments in modes)
         for k, rank in enumerate(ranks):
             excess = points[k] - math.prod(ranks) // rank
-            matrix, inverse = best_mixing(energies[k], core_energy(core, ranks, k), excess, mixing)
+            pair = best_mixing(energies[k], core_energy(core, ranks, k), excess, mixing)
+            matrix, inverse = (if_known(each, resolved[k]) for each in pair)
             modes[k] = mixed_functions(modes[k], matrix)
             core = mixed_core(core, ranks, k, inverse)
         return modes, core
     if len(modes) == 2 and mixing:
         first, second = energies
-        pair = best_mixing(first, second, points[0] - points[1], mixing)
-        return [mixed_functions(m, each) for m, each in zip(modes, pair, strict=True)], core
-    scales = best_scales([jnp.diagonal(each) for each in energies], points)
-    return [mixed_functions(m, jnp.diag(each)) for m, each in zip(modes, scales, strict=True)], core
+        matrices = best_mixing(first, second, points[0] - points[1], mixing)
+    else:
+        scales = best_scales([jnp.diagonal(each) for each in energies], points)
+        matrices = [jnp.diag(each) for each in scales]
+    known = jnp.all(jnp.stack(resolved))
+    return [
+        mixed_functions(m, if_known(each, known)) for m, each in zip(modes, matrices, strict=True)
+    ], core

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jax.sharding import NamedSharding
 
+from bayeskit.linalg.sharding import spread, to_auto_mesh
 from bayeskit.models.functional_tucker.sweep import Rows
+from bayeskit.precision import gathered, is_distributed
 from bayeskit.results import Labels
 from bayeskit.validation import check_finite, values_of
 
@@ -196,7 +199,14 @@ def as_numbers(mode, points, origin):
 
 
 def prepare(model, data, batch):
-    """Data, labels and tables of one data set, or of several stacked on axis 0."""
+    """Data, labels and tables of one data set, or of several stacked on axis 0.
+
+    Rows that came spread over devices are spread over them again, in blocks of their own; unique
+    points are found on the host.
+    """
+    placed = [to_auto_mesh(leaf).sharding for leaf in jax.tree.leaves(data) if is_distributed(leaf)]
+    mesh = next((each.mesh for each in placed if isinstance(each, NamedSharding)), None)
+    data = gathered(data)
     if not batch:
         parts = [_one(model, *columns_of(model, data))]
     else:
@@ -207,8 +217,12 @@ def prepare(model, data, batch):
     single = all(part["values"].dtype == np.float32 for part in parts)
     dtype = np.float32 if single else np.float64
     sizes = [max(len(part["points"][k]) for part in parts) for k in range(len(model.modes))]
-    made = [_observations(model, part, sizes, dtype) for part in parts]
+    multiple = 1 if mesh is None else mesh.size
+    made = [_observations(model, part, sizes, dtype, multiple) for part in parts]
     observations = made[0]
+    if mesh is not None and not batch:
+        rows = jax.tree.map(lambda leaf: spread(np.asarray(leaf), mesh, axis=1), observations.rows)
+        observations = eqx.tree_at(lambda o: o.rows, observations, rows)
     if batch:
         observations = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
     return observations, _labels(model, parts, batch), _tables(model, parts, batch)
@@ -266,7 +280,7 @@ def span_of(mode, points):
     return float(np.ptp(as_numbers(mode, points, points[0])))
 
 
-def _observations(model, part, sizes, dtype):
+def _observations(model, part, sizes, dtype, multiple):
     values = part["values"].astype(np.float64)
     center = float(np.mean(values)) if model.offset is None else model.offset
     unit = model.scale
@@ -281,6 +295,7 @@ def _observations(model, part, sizes, dtype):
     size = int(min(count, max(128, min(_BLOCK_NUMBERS // numbers, _LARGEST_BLOCK))))
     blocks = -(-count // size)
     size = -(-count // blocks)
+    size += -size % multiple
     fill = blocks * size - count
 
     def blocked(array, dtype):

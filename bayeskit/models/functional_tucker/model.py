@@ -103,7 +103,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
     -----
     Data for :func:`bayeskit.infer`: a pair ``(indices (N, K), values (N,))``, a DataFrame with
     the modes' columns and one of the values, or a DataArray with the modes as dims, whose NaN
-    are missing. Sites: ``mode_<name>`` (points, R_k), ``core``, ``offset``, ``noise_variance``, and
+    are missing; JAX arrays whose rows are spread over a mesh of devices stay so. Sites:
+    ``mode_<name>`` (points, R_k), ``core``, ``offset``, ``noise_variance``, and
     ``<parameter>_<name>`` (R_k,) for every kernel parameter and the variance of the constants.
 
     A sweep costs O(N K R²) for CP and O(N R^(2K-2)) for Tucker, in blocks of rows, and O(n_k R³)
