@@ -105,11 +105,11 @@ def solve_upper(
     size = lower.shape[-1]
     if size > _FEW_COLUMNS:
         return safe.solve_triangular(lower, right, adjoint=True)
-    rows, rest = [None] * size, right
+    rows, rest = [], right
     for j in reversed(range(size)):
-        rows[j] = rest[..., j, :] / lower[..., j, j][..., None]
-        rest = rest - lower[..., j, :, None] * rows[j][..., None, :]
-    return jnp.stack(rows, axis=-2)
+        rows.append(rest[..., j, :] / lower[..., j, j][..., None])
+        rest = rest - lower[..., j, :, None] * rows[-1][..., None, :]
+    return jnp.stack(rows[::-1], axis=-2)
 
 
 def divide(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from bayeskit.linalg.sharding import spread, to_auto_mesh
 from bayeskit.models.functional_tucker.sweep import Rows
@@ -204,8 +204,7 @@ def prepare(model, data, batch):
     Rows that came spread over devices are spread over them again, in blocks of their own; unique
     points are found on the host.
     """
-    placed = [to_auto_mesh(leaf).sharding for leaf in jax.tree.leaves(data) if is_distributed(leaf)]
-    mesh = next((each.mesh for each in placed if isinstance(each, NamedSharding)), None)
+    mesh = _mesh_of(data)
     data = gathered(data)
     if not batch:
         parts = [_one(model, *columns_of(model, data))]
@@ -226,6 +225,16 @@ def prepare(model, data, batch):
     if batch:
         observations = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
     return observations, _labels(model, parts, batch), _tables(model, parts, batch)
+
+
+def _mesh_of(data):
+    """The mesh that rows are spread over, if they are."""
+    for leaf in jax.tree.leaves(data):
+        if is_distributed(leaf):
+            sharding = to_auto_mesh(leaf).sharding
+            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+                return sharding.mesh
+    return None
 
 
 def _items(data, count):
