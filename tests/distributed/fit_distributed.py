@@ -1,7 +1,7 @@
 """Fits sharded data and compares with single-device fits; run by test_distributed.py.
 
-Arguments: number of processes, index of this one, port. One process forces eight devices, two
-processes four each.
+Arguments: family, number of processes, index of this one, port. One process forces eight devices,
+two processes four each.
 """
 
 import os
@@ -9,8 +9,10 @@ import re
 import sys
 import warnings
 
-processes, index, port = (int(argument) for argument in sys.argv[1:])
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={8 // processes}"
+family = sys.argv[1]
+processes, index, port = (int(argument) for argument in sys.argv[2:])
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={8 // processes}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
@@ -27,15 +29,8 @@ import bayeskit as bk  # noqa: E402
 from bayeskit.inference import driver  # noqa: E402
 from bayeskit.models.functional_tucker import data as tables  # noqa: E402
 
-SHAPE, ATOMS = (16, 12, 10), (24, 16, 12)
-problem = bk.datasets.kronecker_sparse(0, shape=SHAPE, atoms=ATOMS, nonzeros=(3, 3, 2))
-model = bk.models.KroneckerSBL(problem.dictionaries)
 mesh = bk.make_mesh((8,), ("x",))
 sharding = NamedSharding(mesh, PartitionSpec("x"))
-with jax.enable_x64(True):
-    measurements = jax.make_array_from_callback(
-        SHAPE, sharding, lambda part: problem.measurements[part]
-    )
 
 
 def gather(array):
@@ -46,57 +41,75 @@ def gather(array):
         return np.asarray(array)
 
 
-distributed = bk.infer(model, measurements)
-single = bk.infer(model, problem.measurements)
-for name, moments in (("mean", "mean"), ("variance", "variance")):
-    whole = getattr(single, moments)["coefficients"]
-    spread = getattr(distributed, moments)["coefficients"]
-    assert isinstance(spread, jax.Array), f"{name} was gathered"
-    largest = max(shard.data.size for shard in spread.addressable_shards)
-    assert largest <= whole.size / 8, f"a device holds {largest} of {whole.size} entries"
-    error = np.max(np.abs(gather(spread) - whole)) / np.max(np.abs(whole))
-    assert error < 1e-10, f"{name} differs by {error}"
-assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
-assert distributed.convergence.iterations == single.convergence.iterations
+def kronecker_sbl():
+    """A tensor: whole fit, shardings, and what the compiled program holds and sends."""
+    shape, atoms = (16, 12, 10), (24, 16, 12)
+    problem = bk.datasets.kronecker_sparse(0, shape=shape, atoms=atoms, nonzeros=(3, 3, 2))
+    model = bk.models.KroneckerSBL(problem.dictionaries)
+    with jax.enable_x64(True):
+        measurements = jax.make_array_from_callback(
+            shape, sharding, lambda part: problem.measurements[part]
+        )
+    distributed = bk.infer(model, measurements)
+    single = bk.infer(model, problem.measurements)
+    for name, moments in (("mean", "mean"), ("variance", "variance")):
+        whole = getattr(single, moments)["coefficients"]
+        spread = getattr(distributed, moments)["coefficients"]
+        assert isinstance(spread, jax.Array), f"{name} was gathered"
+        largest = max(shard.data.size for shard in spread.addressable_shards)
+        assert largest <= whole.size / 8, f"a device holds {largest} of {whole.size} entries"
+        error = np.max(np.abs(gather(spread) - whole)) / np.max(np.abs(whole))
+        assert error < 1e-10, f"{name} differs by {error}"
+    assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
+    assert distributed.convergence.iterations == single.convergence.iterations
 
-with jax.enable_x64(True):
-    prepared = model.prepare(measurements)
-    method = driver.as_leaves(bk.inference.EM())
-    arguments = (method, prepared.model, prepared.data)
-    states = driver._start(*arguments, jax.random.key(0), None)
-    lowered = driver._advance.lower(*arguments, states, 50, jnp.asarray(50))
-    program = lowered.compile().compiled.as_text()
-tensor_size, factor_size = np.prod(SHAPE), max(m * n for m, n in zip(SHAPE, ATOMS, strict=True))
-for shape in set(re.findall(r"f64\[([\d,]+)\]", program)):
-    size = np.prod([int(length) for length in shape.split(",")])
-    assert size < tensor_size, f"an array of the full tensor's size is compiled: {shape}"
-gathered = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
-for shape in gathered:
-    size = np.prod([int(length) for length in shape.split(",")])
-    assert size <= factor_size, f"more than one factor is gathered: {shape}"
+    with jax.enable_x64(True):
+        prepared = model.prepare(measurements)
+        method = driver.as_leaves(bk.inference.EM())
+        arguments = (method, prepared.model, prepared.data)
+        states = driver._start(*arguments, jax.random.key(0), None)
+        lowered = driver._advance.lower(*arguments, states, 50, jnp.asarray(50))
+        program = lowered.compile().compiled.as_text()
+    tensor_size, factor_size = np.prod(shape), max(m * n for m, n in zip(shape, atoms, strict=True))
+    for found in set(re.findall(r"f64\[([\d,]+)\]", program)):
+        size = np.prod([int(length) for length in found.split(",")])
+        assert size < tensor_size, f"an array of the full tensor's size is compiled: {found}"
+    gathered = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
+    for found in gathered:
+        size = np.prod([int(length) for length in found.split(",")])
+        assert size <= factor_size, f"more than one factor is gathered: {found}"
 
-# Rows of a table: more than one block of them, and blocks that have to be filled up.
-ROWS = 252
-generator = np.random.default_rng(0)
-indices = generator.uniform(size=(ROWS, 2)).round(1)
-values = np.sin(6 * indices[:, 0]) * np.cos(4 * indices[:, 1]) + 0.1 * generator.normal(size=ROWS)
-tables._BLOCK_NUMBERS = 1000
-with jax.enable_x64(True):
-    table = tuple(
-        jax.make_array_from_callback(whole.shape, sharding, lambda part, whole=whole: whole[part])
-        for whole in (indices[:248], values[:248])
+
+def functional_tucker():
+    """Rows of a table, in more than one block, which have to be filled up."""
+    count = 252
+    generator = np.random.default_rng(0)
+    indices = generator.uniform(size=(count, 2)).round(1)
+    values = np.sin(6 * indices[:, 0]) * np.cos(4 * indices[:, 1]) + 0.1 * generator.normal(
+        size=count
     )
-model = bk.models.FunctionalTucker(["x", "z"], ranks=2)
-settings = bk.inference.MessagePassing(max_iterations=5)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", bk.ConvergenceWarning)
-    distributed = bk.infer(model, table, settings)
-    single = bk.infer(model, (indices[:248], values[:248]), settings)
-rows = distributed.prepared.data.rows.values
-assert max(shard.data.size for shard in rows.addressable_shards) == rows.size / 8
-assert rows.size > 248, "no row was added to fill up"
-assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
-there, here = (each.predict(indices[248:]) for each in (distributed, single))
-assert np.max(np.abs(there.mean - here.mean)) < 1e-8
-assert np.max(np.abs(there.variance / here.variance - 1)) < 1e-8
-print("distributed fits equal the single-device fits")
+    tables._BLOCK_NUMBERS = 1000
+    with jax.enable_x64(True):
+        table = tuple(
+            jax.make_array_from_callback(
+                whole.shape, sharding, lambda part, whole=whole: whole[part]
+            )
+            for whole in (indices[:248], values[:248])
+        )
+    model = bk.models.FunctionalTucker(["x", "z"], ranks=2)
+    settings = bk.inference.MessagePassing(max_iterations=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bk.ConvergenceWarning)
+        distributed = bk.infer(model, table, settings)
+        single = bk.infer(model, (indices[:248], values[:248]), settings)
+    rows = distributed.prepared.data.rows.values
+    assert max(shard.data.size for shard in rows.addressable_shards) == rows.size / 8
+    assert rows.size > 248, "no row was added to fill up"
+    assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
+    there, here = (each.predict(indices[248:]) for each in (distributed, single))
+    assert np.max(np.abs(there.mean - here.mean)) < 1e-8
+    assert np.max(np.abs(there.variance / here.variance - 1)) < 1e-8
+
+
+{"kronecker_sbl": kronecker_sbl, "functional_tucker": functional_tucker}[family]()
+print("distributed fit equals the single-device fit")

@@ -1,5 +1,6 @@
 """A fit over eight devices, and over two processes, equals the fit on one device."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("fit_distributed.py")
 ROOT = SCRIPT.parents[2]
+FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
 def free_port():
@@ -17,22 +19,30 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_distributed_fit_equals_single_device_fit(processes):
+@pytest.mark.parametrize(
+    ("family", "processes"),
+    [
+        ("kronecker_sbl", 1),
+        ("kronecker_sbl", 2),
+        ("functional_tucker", 1),
+        pytest.param("functional_tucker", 2, marks=pytest.mark.full),
+    ],
+)
+def test_distributed_fit_equals_single_device_fit(family, processes):
     port = str(free_port())
-    command = [sys.executable, str(SCRIPT), str(processes)]
+    command = [sys.executable, str(SCRIPT), family, str(processes)]
     running = [
         subprocess.Popen(
             [*command, str(index), port],
             cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "XLA_FLAGS": FLAGS},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for index in range(processes)
     ]
-    outputs = [process.communicate(timeout=400)[0] for process in running]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
-        assert "distributed fits equal the single-device fits" in output
+        assert "distributed fit equals the single-device fit" in output

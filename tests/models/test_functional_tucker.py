@@ -272,6 +272,7 @@ def test_odd_but_valid_data_are_explained_and_nothing_else(name):
         np.testing.assert_allclose(posterior.predict().mean, np.mean(values), atol=0.2 * spread)
 
 
+@pytest.mark.full
 def test_more_ranks_than_noiseless_data_have_do_no_harm():
     """Messages are as sharp as the numbers allow, and components nearly collinear."""
     places = np.random.default_rng(0).uniform(size=(150, 2)).round(1)
