@@ -128,7 +128,7 @@ def log_normaliser(
 
     The derivative by everything but ``chain.output`` (which is a constant of every kernel) is
     written out: a backward recursion on adjoint means and precisions (Bryson and Frazier 1963).
-    O(n (R D)³) operations each.
+    O(n R² D² (R + D)) operations each.
     """
     return _filter(chain, shifts, precisions)[0]
 
@@ -270,7 +270,7 @@ def smooth(
     Notes
     -----
     The derivatives of :func:`log_normaliser` by the messages: one pass forth and one back,
-    O(n (R D)³) operations and O(n (R D)²) memory.
+    O(n R² D² (R + D)) operations and O(n (R D)²) memory.
 
     Examples
     --------

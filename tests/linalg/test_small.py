@@ -50,6 +50,15 @@ def test_a_matrix_without_digits_for_its_smallest_eigenvalues_is_factored(size):
     assert np.all(error <= 4 * size**2 * np.finfo(float).eps * np.abs(matrices).max(axis=(1, 2)))
 
 
+@pytest.mark.parametrize("size", [3, 9])
+def test_a_matrix_that_rounding_made_indefinite_is_factored(size):
+    matrices = np.eye(size) - 3.0 * np.ones((5, size, size))
+    with jax.enable_x64(True):
+        lower = np.asarray(cholesky(jnp.asarray(matrices), smallest=1.0))
+    assert np.all(np.isfinite(lower))
+    assert np.all(np.diagonal(lower, axis1=1, axis2=2) >= 1.0)
+
+
 def test_division_by_a_singular_root_leaves_the_rest():
     generator = np.random.default_rng(0)
     roots = generator.normal(size=(50, 4, 2))

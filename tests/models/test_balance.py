@@ -38,8 +38,10 @@ def test_energy_equals_the_dense_one():
     ours, resolved = balance.energy(moments, shifts, precisions, POINTS)
     assert resolved
     # Sharp messages leave nothing but rounding of it.
-    scaled = moments, 1e14 * shifts, 1e14 * precisions, POINTS
-    assert not balance.energy(*scaled)[1]
+    sharp = 1e14 * shifts, 1e14 * precisions
+    found = statespace.smooth(chain, *sharp)
+    moments = sweep.Moments(found.mean, found.second)
+    assert not balance.energy(moments, *sharp, POINTS)[1]
 
     distance = np.sqrt(3) * np.abs(np.subtract.outer(places, places)) / 0.7
     kernel = (1 + distance) * np.exp(-distance) + 0.5

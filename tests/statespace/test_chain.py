@@ -86,6 +86,27 @@ def test_smoothing_equals_dense_gaussian_process(kind, problem):
     np.testing.assert_allclose(found.log_normaliser, value, rtol=1e-8)
 
 
+def test_shifts_outside_the_range_of_singular_precisions_tilt_the_prior(problem):
+    points, _, precisions = problem
+    shifts = 0.3 * np.random.default_rng(2).normal(size=(POINTS, RANK))
+    with jax.enable_x64(True):
+        found = smooth(chain(Matern32, points), jnp.asarray(shifts), jnp.asarray(precisions))
+        found = jax.tree.map(np.asarray, found)
+    mean, blocks, value = dense_posterior(Matern32, points, shifts, precisions)
+    spread = found.second - found.mean[:, :, None] * found.mean[:, None, :]
+    np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-8 * np.abs(mean).max())
+    np.testing.assert_allclose(spread, blocks, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found.log_normaliser, value, rtol=1e-8)
+
+
+def test_a_message_that_is_no_number_is_not_ignored(problem):
+    points, shifts, precisions = problem
+    with jax.enable_x64(True):
+        broken = jnp.asarray(precisions).at[3, 0, 0].set(jnp.nan)
+        found = smooth(chain(Matern32, points), jnp.asarray(shifts), broken)
+    assert np.isnan(found.log_normaliser)
+
+
 def test_sharp_and_nearly_collinear_messages_keep_what_they_say_least_of():
     """Single precision against double, errors in the messages' own units.
 

@@ -121,14 +121,14 @@ def columns_of(model, data, with_values=True):
 
 
 def joined(model, data, new_data):
-    """Rows of two tables: a DataFrame where both are, else columns and values.
+    """Rows of two tables: a DataFrame where both are, else columns and values, on the host.
 
     Raises
     ------
     TypeError
         If an index has numbers in one and dates or names in the other.
     """
-    parts = [_one(model, *columns_of(model, each)) for each in (data, new_data)]
+    parts = [_one(model, *columns_of(model, gathered(each))) for each in (data, new_data)]
     for k, mode in enumerate(model.modes):
         kinds = [part["columns"][k].dtype.kind for part in parts]
         if kinds[0] != kinds[1] and not set(kinds) <= set("iu"):
@@ -204,7 +204,7 @@ def prepare(model, data, batch):
     Rows that came spread over devices are spread over them again, in blocks of their own; unique
     points are found on the host.
     """
-    mesh = _mesh_of(data)
+    mesh = None if batch else _mesh_of(data)
     data = gathered(data)
     if not batch:
         parts = [_one(model, *columns_of(model, data))]
@@ -219,7 +219,7 @@ def prepare(model, data, batch):
     multiple = 1 if mesh is None else mesh.size
     made = [_observations(model, part, sizes, dtype, multiple) for part in parts]
     observations = made[0]
-    if mesh is not None and not batch:
+    if mesh is not None:
         rows = jax.tree.map(lambda leaf: spread(np.asarray(leaf), mesh, axis=1), observations.rows)
         observations = eqx.tree_at(lambda o: o.rows, observations, rows)
     if batch:
@@ -232,7 +232,9 @@ def _mesh_of(data):
     for leaf in jax.tree.leaves(data):
         if is_distributed(leaf):
             sharding = to_auto_mesh(leaf).sharding
-            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            if not (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)):
+                continue
+            if len(sharding.spec) and sharding.spec[0] is not None:
                 return sharding.mesh
     return None
 
@@ -368,7 +370,7 @@ def _tables(model, parts, batch):
 
 def prediction_inputs(model, points, spans, inputs):
     """Union of the points of the fit and of the prediction, mode by mode."""
-    columns, _ = columns_of(model, inputs, with_values=False)
+    columns, _ = columns_of(model, gathered(inputs), with_values=False)
     columns = [check_column(mode, c) for mode, c in zip(model.modes, columns, strict=True)]
     lengths = {len(column) for column in columns}
     if len(lengths) > 1:
