@@ -92,26 +92,34 @@ def check_integer(name, value, smallest) -> int:
     return operator.index(value)
 
 
-def check_number(name, value, smallest, below=np.inf) -> float:
-    """A finite number argument of a method in ``[smallest, below)``, as Python's own."""
+def check_finite_number(name, value) -> float:
+    """A finite number argument, as Python's own."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def check_number(name, value, smallest, below=np.inf) -> float:
+    """A finite number argument of a method in ``[smallest, below)``, as Python's own."""
+    value = check_finite_number(name, value)
     if not smallest <= value < below:
         raise ValueError(f"{name} must be in [{smallest}, {below}), got {value}")
-    return float(value)
+    return value
 
 
 def check_positive(name: str, value: Any) -> float:
     """A finite number above zero."""
-    value = check_number(name, value, 0.0)
-    if value == 0.0:
+    value = check_finite_number(name, value)
+    if value <= 0.0:
         raise ValueError(f"{name} must be positive, got {value}")
     return value
 
 
 def check_probability(name, value) -> float:
     """A number argument strictly between zero and one."""
-    value = check_number(name, value, -np.inf)
+    value = check_finite_number(name, value)
     if not 0 < value < 1:
         raise ValueError(f"{name} must be in (0, 1), got {value}")
     return value

@@ -110,8 +110,7 @@ def shard_along(tensor: Inexact[Array, "..."], axis: int) -> Inexact[Array, "...
     traced = isinstance(tensor, Tracer)
     if mesh is None or (not traced and tensor.shape[axis] % mesh.size):
         return tensor
-    spec = [tuple(mesh.axis_names) if i == axis % tensor.ndim else None for i in range(tensor.ndim)]
-    return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
+    return jax.lax.with_sharding_constraint(tensor, _along(mesh, axis, tensor.ndim))
 
 
 def shard_with(tensor: Inexact[Array, "..."], reference: Inexact[Array, "..."], axis: int):
@@ -123,15 +122,20 @@ def shard_with(tensor: Inexact[Array, "..."], reference: Inexact[Array, "..."], 
     mesh = mesh_of(reference)
     if mesh is None:
         return tensor
-    spec = [tuple(mesh.axis_names) if i == axis else None for i in range(tensor.ndim)]
-    return jax.lax.with_sharding_constraint(tensor, NamedSharding(mesh, PartitionSpec(*spec)))
+    return jax.lax.with_sharding_constraint(tensor, _along(mesh, axis, tensor.ndim))
 
 
 def spread(array: np.ndarray, mesh: Mesh, axis: int) -> Array:
     """A host's array with one axis, which the number of devices divides, spread over a mesh."""
-    spec = [tuple(mesh.axis_names) if i == axis else None for i in range(array.ndim)]
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    sharding = _along(mesh, axis, array.ndim)
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+
+def _along(mesh, axis, ndim):
+    """One of ``ndim`` axes over the whole mesh."""
+    spec: list[tuple[str, ...] | None] = [None] * ndim
+    spec[axis] = tuple(mesh.axis_names)
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def to_auto_mesh(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

@@ -196,32 +196,39 @@ def calibration_table(report, case, tables):
 
 def distances(seeds):
     """From chains under the same priors, on data from the prior: of fitted values and noise."""
-    found = []
-    for seed in seeds:
-        for core in ("tucker", "cp"):
-            for name, spread in (("messages", NARROW), ("EM", NARROW), ("EM", WIDE)):
-                found.append({"seed": seed, "core": core, **distance(seed, core, name, spread)})
-    return found
+    return [
+        found
+        for seed in seeds
+        for core in ("tucker", "cp")
+        for spread, names in ((NARROW, ("messages", "EM")), (WIDE, ("EM",)))
+        for found in distances_of(seed, core, spread, names)
+    ]
 
 
-def distance(seed, core, name, spread):
+def distances_of(seed, core, spread, names):
+    """Of several methods from the same chains, on one data set."""
     model = model_of(spread, core)
     data = model.sample_prior(seed)[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bk.BayeskitWarning)
         chains = bk.infer(model, data, LONG, key=seed)
-        posterior = bk.infer(model, data, METHODS[name], key=seed)
-    ours, theirs = posterior.predict(data[0]), chains.predict(data[0])
+        posteriors = {name: bk.infer(model, data, METHODS[name], key=seed) for name in names}
+    theirs = chains.predict(data[0])
     deviation = np.sqrt(theirs.variance)
-    noise, reference = (each.mean["noise_variance"] for each in (posterior, chains))
     spread_of_noise = np.sqrt(chains.variance["noise_variance"])
-    return {
-        "method": f"{name}, kernels {'known' if spread == NARROW else 'learned'}",
-        "values": float(np.sqrt(np.mean(((ours.mean - theirs.mean) / deviation) ** 2))),
-        "ratio": float(np.median(np.sqrt(ours.variance) / deviation)),
-        "noise": float(np.abs(noise - reference) / spread_of_noise),
-        "R-hat": chains.convergence.max_rhat,
-    }
+    known = "kernels known" if spread == NARROW else "kernels learned"
+    for name, posterior in posteriors.items():
+        ours = posterior.predict(data[0])
+        noise = posterior.mean["noise_variance"] - chains.mean["noise_variance"]
+        yield {
+            "seed": seed,
+            "core": core,
+            "method": f"{name}, {known}",
+            "values": float(np.sqrt(np.mean(((ours.mean - theirs.mean) / deviation) ** 2))),
+            "ratio": float(np.median(np.sqrt(ours.variance) / deviation)),
+            "noise": float(np.abs(noise) / spread_of_noise),
+            "R-hat": chains.convergence.max_rhat,
+        }
 
 
 def agreement(report, found):

@@ -22,23 +22,15 @@ if processes > 1:
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.experimental import multihost_utils  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 import bayeskit as bk  # noqa: E402
 from bayeskit.inference import driver  # noqa: E402
 from bayeskit.models.functional_tucker import data as tables  # noqa: E402
+from bayeskit.precision import gathered  # noqa: E402
 
 mesh = bk.make_mesh((8,), ("x",))
 sharding = NamedSharding(mesh, PartitionSpec("x"))
-
-
-def gather(array):
-    """The whole array on every process."""
-    with jax.enable_x64(True):
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            return multihost_utils.process_allgather(array, tiled=True)
-        return np.asarray(array)
 
 
 def kronecker_sbl():
@@ -58,7 +50,7 @@ def kronecker_sbl():
         assert isinstance(spread, jax.Array), f"{name} was gathered"
         largest = max(shard.data.size for shard in spread.addressable_shards)
         assert largest <= whole.size / 8, f"a device holds {largest} of {whole.size} entries"
-        error = np.max(np.abs(gather(spread) - whole)) / np.max(np.abs(whole))
+        error = np.max(np.abs(gathered(spread) - whole)) / np.max(np.abs(whole))
         assert error < 1e-10, f"{name} differs by {error}"
     assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
     assert distributed.convergence.iterations == single.convergence.iterations
@@ -74,8 +66,8 @@ def kronecker_sbl():
     for found in set(re.findall(r"f64\[([\d,]+)\]", program)):
         size = np.prod([int(length) for length in found.split(",")])
         assert size < tensor_size, f"an array of the full tensor's size is compiled: {found}"
-    gathered = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
-    for found in gathered:
+    sent = re.findall(r"%all-gather[.\d]* = f64\[([\d,]+)\]", program)
+    for found in sent:
         size = np.prod([int(length) for length in found.split(",")])
         assert size <= factor_size, f"more than one factor is gathered: {found}"
 

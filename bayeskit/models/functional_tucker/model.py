@@ -41,6 +41,7 @@ from bayeskit.models.functional_tucker.approximation import (
 from bayeskit.models.functional_tucker.mode import Mode
 from bayeskit.results import PredictionTarget
 from bayeskit.statespace.kernels import names_in_index_units
+from bayeskit.validation import check_finite_number, check_positive
 
 _STARTS = 4
 _TRIAL_SWEEPS = 20
@@ -165,9 +166,9 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         self.value = "value" if value is None else value
         if not isinstance(self.value, str) or self.value in names:
             raise ValueError(f"value must be a name other than the modes', got {value!r}")
-        self.noise_variance = _check_number("noise_variance", noise_variance, positive=True)
-        self.offset = _check_number("offset", offset)
-        self.scale = _check_number("scale", scale, positive=True)
+        self.noise_variance = _if_given(check_positive, "noise_variance", noise_variance)
+        self.offset = _if_given(check_finite_number, "offset", offset)
+        self.scale = _if_given(check_positive, "scale", scale)
         self.kernel_priors = self._check_kernel_priors(kernel_priors)
         self.noise_prior = priors.check_prior("noise_prior", noise_prior)
         self.estimates = None
@@ -668,12 +669,5 @@ def _check_ranks(ranks, count, core):
     return tuple(int(rank) for rank in given)
 
 
-def _check_number(name, value, positive=False):
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number or None, got {value!r}")
-    if not np.isfinite(value) or (positive and value <= 0):
-        kind = "positive and finite" if positive else "finite"
-        raise ValueError(f"{name} must be {kind}, got {value}")
-    return float(value)
+def _if_given(check, name, value):
+    return None if value is None else check(name, value)
