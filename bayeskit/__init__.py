@@ -1,6 +1,6 @@
 """Structured Bayesian models with calibrated uncertainty, on JAX and NumPyro."""
 
-from bayeskit import datasets, inference, linalg, metrics, models, testing
+from bayeskit import datasets, inference, linalg, metrics, models, pde, testing
 from bayeskit._version import __version__
 from bayeskit.citations import cite
 from bayeskit.errors import (
@@ -35,6 +35,7 @@ __all__ = [
     "make_mesh",
     "metrics",
     "models",
+    "pde",
     "select",
     "testing",
     "update",

@@ -18,6 +18,13 @@ _MODELS = {
   booktitle = {International Conference on Learning Representations},
   year      = {2024},
 }""",
+    "SpectralPDE": """@inproceedings{fang2024solving,
+  author    = {Fang, Shikai and Cooley, Madison and Long, Da and Li, Shibo and Kirby, Robert and
+               Zhe, Shandian},
+  title     = {Solving High Frequency and Multi-Scale {PDE}s with {G}aussian Processes},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+}""",
 }
 _METHODS = {
     "MCMC": """@article{hoffman2014nuts,

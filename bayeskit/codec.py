@@ -2,7 +2,8 @@
 
 Nothing but these is ever rebuilt: scalars, tuples, lists and dicts of Python, arrays of NumPy,
 labelled ones of xarray and pandas, classes registered with :func:`storable`, and NumPyro's own
-distributions with their transforms. JAX arrays (but parameters of distributions) come back as
+distributions with their transforms. Of functions the name alone is kept: whoever reads has to
+bring them. JAX arrays (but parameters of distributions) come back as
 NumPy arrays, object arrays of datetimes as ``datetime64``, a pandas index without its frequency and
 a ``RangeIndex`` as integers.
 """
@@ -11,6 +12,7 @@ import dataclasses
 import datetime
 import inspect
 import json
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from numpyro.distributions.util import lazy_property
 
 _CLASSES: dict[str, Any] = {}
 _LITERALS = (type(None), bool, int, float, str)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 # Booleans, numbers, dates and strings.
 _KINDS = "biufcMmU"
 _NUMPYRO = {
@@ -38,6 +41,12 @@ def storable(cls):
     """Register a module, dataclass or named tuple by its name; usable as a decorator."""
     _CLASSES[cls.__name__] = cls
     return cls
+
+
+class UserFunction(NamedTuple):
+    """Stands for a function of a user's, which no file holds."""
+
+    name: str
 
 
 def encode(value, arrays, where="value"):
@@ -88,6 +97,10 @@ def encode(value, arrays, where="value"):
         names = getattr(known, "_fields", None) or [f.name for f in dataclasses.fields(known)]
         parts = {field: getattr(value, field) for field in names}
         return _encode_fields(name, parts, arrays, where)
+    if isinstance(value, UserFunction):
+        return {"function": value.name}
+    if isinstance(value, _FUNCTIONS):
+        return {"function": f"{value.__module__}.{value.__qualname__}"}
     raise _not_storable(where, f"{name} of {value.dtype}" if hasattr(value, "dtype") else name)
 
 
@@ -109,9 +122,23 @@ def decode(description, arrays) -> Any:
         return _decode_array(content, arrays)
     if kind == "complex":
         return complex(*content)
+    if kind == "function":
+        return UserFunction(content)
     if kind == "dict":
         return {decode(k, arrays): decode(v, arrays) for k, v in content}
     return {"tuple": tuple, "list": list}[kind](decode(item, arrays) for item in content)
+
+
+def functions_in(description) -> list[str]:
+    """Names of all functions that a description holds in place of their code."""
+    if not isinstance(description, dict):
+        return []
+    if "function" in description:
+        return [description["function"]]
+    parts = description["fields"].values() if "class" in description else description.values()
+    flat = [part for each in parts for part in (each if isinstance(each, list) else [each])]
+    flat = [part for each in flat for part in (each if isinstance(each, list) else [each])]
+    return [name for part in flat for name in functions_in(part)]
 
 
 def _not_storable(where, kind):

@@ -405,8 +405,9 @@ def load(path, model=None) -> Posterior:
     Raises
     ------
     ValueError
-        If the file cannot be read, was cut short, is no posterior, or ``model`` is another one;
-        the message names the field that differs.
+        If the file cannot be read, was cut short, is no posterior, or ``model`` is another one
+        (the message names the field that differs), or is needed: functions of the user's own, such
+        as the residual of a PDE, are in no file.
 
     Examples
     --------
@@ -422,7 +423,7 @@ def load(path, model=None) -> Posterior:
     >>> bool((again.mean["coefficients"] == posterior.mean["coefficients"]).all())
     True
     """
-    fields = load_fields(path)
+    fields = load_fields(path, with_functions=model is not None)
     if model is not None:
         same_structure(model, fields["model"])
     else:

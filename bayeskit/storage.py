@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from bayeskit.codec import decode, encode
+from bayeskit.codec import decode, encode, functions_in
 
 _GROUP = "bayeskit"
 _SCHEMA = 3
@@ -44,13 +44,14 @@ def save_tree(path, tree, fields) -> None:
         raise
 
 
-def load_fields(path) -> dict:
+def load_fields(path, with_functions) -> dict:
     """The fields that :func:`save_tree` wrote.
 
     Raises
     ------
     ValueError
-        If the file cannot be read, was cut short, or is no posterior.
+        If the file cannot be read, was cut short, or is no posterior; if its model needs functions
+        of the user's and nobody brings them (``with_functions``).
     """
     if not Path(path).exists():
         raise ValueError(f"{str(path)!r} does not exist")
@@ -70,6 +71,12 @@ def load_fields(path) -> dict:
     if structure["schema"] != _SCHEMA:
         raise ValueError(
             f"{str(path)!r} has schema {structure['schema']}; this version reads schema {_SCHEMA}"
+        )
+    functions = functions_in(structure["fields"]["model"])
+    if functions and not with_functions:
+        raise ValueError(
+            f"the model of {str(path)!r} has functions of your own ({', '.join(functions)}), which "
+            "a file does not hold: give load the model too, load(path, model)"
         )
     return {name: decode(value, arrays) for name, value in structure["fields"].items()}
 
@@ -112,6 +119,8 @@ def _parts(model):
             array = description["array"]
             content = arrays[array["index"]].tobytes()
             text = f"an array of {np.dtype(array['dtype'])} of shape {tuple(array['shape'])}"
+        elif "function" in description:
+            text = f"the function {description['function']}"
         elif "dict" in description:
             keys = [repr(decode(key, arrays)) for key, _ in description["dict"]]
             values = [value for _, value in description["dict"]]

@@ -462,3 +462,24 @@ def qr(matrix: Inexact[Array, "*batch m n"]):
     matrix, finite = _finite_or_identity(matrix)
     q, r = jnp.linalg.qr(matrix)
     return _or_nan(finite, q), _or_nan(finite, r)
+
+
+def triangle(matrix: Inexact[Array, "m n"]) -> Inexact[Array, "k n"]:
+    """The triangular factor of a QR decomposition alone, NaN for a non-finite matrix; no batches.
+
+    Parameters
+    ----------
+    matrix : array (m, n)
+        Real or complex.
+
+    Returns
+    -------
+    array (min(m, n), n)
+        Upper triangular; rows may have either sign.
+
+    Notes
+    -----
+    Cost ``O(m n min(m, n))``.
+    """
+    matrix, finite = _finite_or_identity(matrix)
+    return _or_nan(finite, jnp.linalg.qr(matrix, mode="r"))

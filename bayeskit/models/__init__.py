@@ -7,6 +7,7 @@ from bayeskit.models.functional_tucker import (
 )
 from bayeskit.models.kronecker_sbl import KroneckerSBL, KroneckerSBLPosterior
 from bayeskit.models.priors import ScaledByData
+from bayeskit.models.spectral_pde import SpectralMixture, SpectralPDE, SpectralPDEPosterior
 
 __all__ = [
     "FunctionalTucker",
@@ -15,4 +16,7 @@ __all__ = [
     "KroneckerSBLPosterior",
     "Mode",
     "ScaledByData",
+    "SpectralMixture",
+    "SpectralPDE",
+    "SpectralPDEPosterior",
 ]

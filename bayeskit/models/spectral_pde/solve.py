@@ -1,0 +1,289 @@
+r"""Collocation in weight space: least squares by orthogonal factorisations, Newton, covariance.
+
+With the field :math:`u = \Phi a`, :math:`a = S^{1/2} z`, :math:`z \sim N(0, \alpha^2 I)`, a linear
+equation and its conditions are rows :math:`M z = b`, known up to errors of deviation
+:math:`\sigma`, and
+
+.. math::
+    \begin{pmatrix} M & b \\ \lambda I & 0 \end{pmatrix} = Q
+    \begin{pmatrix} R & c \\ 0 & \rho \end{pmatrix}, \quad \lambda = \sigma / \alpha, \quad
+    \mathrm E z = R^{-1} c, \quad \mathrm{cov} z = \sigma^2 (R^T R)^{-1}.
+
+Normal equations would lose half of the digits. The mean is of :math:`\lambda` at rounding, the
+covariance of a :math:`\sigma` that is the residual found between the collocation points.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bayeskit.linalg import safe
+from bayeskit.models.spectral_pde import frame
+from bayeskit.models.spectral_pde.spectrum import log_density
+from bayeskit.pde.residual import Affine
+
+_SHARP = 1e-15  # of the largest column, as ratio of noise to prior deviation
+_NEARLY = 30.0  # times the smallest residual: rounding decides below
+_HALVINGS = 9
+_NEWTON_STEPS = 8  # at a time: the best spectrum goes on
+_SETTLED = 1e-6  # relative steps of Newton's iteration that may be rounding's when they stall
+
+
+class Problem(NamedTuple):
+    """Everything that differs from problem to problem of a shape, in the scaled box [0, 1].
+
+    Attributes
+    ----------
+    nodes, weights : arrays (N,)
+        Collocation points and quadrature weights with sum one.
+    check : array (N + 1,)
+        Points between them.
+    lower, length : scalars
+        Of the box in the user's units.
+    at_nodes, at_check : Residual
+    places : array (conditions, terms)
+    terms : array (conditions, terms, 2)
+        Weights of value and slope, in the user's units.
+    values : array (conditions,)
+    near_nyquist : scalar
+        Share of the source's energy at frequencies that the points hardly resolve.
+    """
+
+    nodes: Any
+    weights: Any
+    check: Any
+    lower: Any
+    length: Any
+    at_nodes: Any
+    at_check: Any
+    places: Any
+    terms: Any
+    values: Any
+    near_nyquist: Any
+
+
+class Operators(NamedTuple):
+    """Matrices from coefficients to values (N, K), derivatives (A, points, K) and conditions."""
+
+    value: Any
+    slope: Any
+    nodes: Any
+    check: Any
+    conditions: Any
+
+
+class Candidates(NamedTuple):
+    """Solutions under competing spectra: one row each.
+
+    Attributes
+    ----------
+    residuals : array (B,)
+        Relative, between the collocation points and at the conditions; one before the first try.
+    log_evidences : array (B,)
+    steps : array (B,)
+        Sizes of Newton's last steps relative to the field; zero for linear equations.
+    coefficients : array (B, K)
+    trials : scalar
+        Number of solves so far.
+    """
+
+    residuals: Any
+    log_evidences: Any
+    steps: Any
+    coefficients: Any
+    trials: Any
+
+
+def chosen(candidates):
+    """The most probable spectrum of those whose residual is nearly the smallest."""
+    near = candidates.residuals <= _NEARLY * jnp.min(candidates.residuals)
+    return jnp.argmax(jnp.where(near, candidates.log_evidences, -jnp.inf))
+
+
+class Rows(NamedTuple):
+    """A linear system for the prior's unit weights: equation first, then conditions."""
+
+    matrix: Any
+    right: Any
+    factors: Any
+
+
+def operators(problem: Problem) -> Operators:
+    """Matrices for all derivatives that the equation and its conditions use."""
+    waves = frame.frequencies(problem.nodes.shape[0])
+
+    def derivative(points, order):
+        return frame.features(points, waves, order) / problem.length**order
+
+    orders = [order for (order,) in problem.at_nodes.orders]
+    flat = problem.places.reshape(-1)
+    value, slope = derivative(problem.nodes, 0), derivative(problem.nodes, 1)
+    shape = (*problem.places.shape, value.shape[1])
+    conditions = sum(
+        derivative(flat, k).reshape(shape) * problem.terms[:, :, k, None] for k in range(2)
+    )
+    return Operators(
+        value,
+        slope,
+        jnp.stack([derivative(problem.nodes, order) for order in orders]),
+        jnp.stack([derivative(problem.check, order) for order in orders]),
+        jnp.sum(conditions, axis=1),
+    )
+
+
+def scales_of(kernel, components, count):
+    """Prior deviations (K,) of the coefficients, the largest being one."""
+    waves = frame.frequencies(count)
+    return jnp.exp(0.5 * frame.log_variances(log_density(kernel, components, waves)))
+
+
+def rows_of(problem, ops, scales, coefficients) -> Rows:
+    """The equation linearised at a field, and the conditions; all rows of similar size."""
+    values = ops.nodes @ coefficients
+    residual, by_value = problem.at_nodes.linearised(values)
+    matrix = jnp.einsum("an,ank->nk", by_value, ops.nodes)
+    right = jnp.sum(by_value * values, axis=0) - residual
+    largest = jnp.max(jnp.abs(matrix * scales))
+    factors = jnp.sqrt(problem.weights) / jnp.where(largest > 0, largest, 1.0)
+    each = jnp.max(jnp.abs(ops.conditions * scales), axis=1)
+    factors = jnp.concatenate([factors, 1.0 / jnp.where(each > 0, each, 1.0)])
+    matrix = jnp.concatenate([matrix, ops.conditions])
+    right = jnp.concatenate([right, problem.values])
+    return Rows(matrix * scales * factors[:, None], right * factors, factors)
+
+
+def factorised(rows, ratio):
+    """Triangle ``R``, right-hand side ``c`` and size ``rho`` of the misfit; see the module."""
+    count = rows.matrix.shape[1]
+    upper = jnp.concatenate([rows.matrix, rows.right[:, None]], axis=1)
+    lower = jnp.concatenate([ratio * jnp.eye(count), jnp.zeros((count, 1))], axis=1)
+    found = safe.triangle(jnp.concatenate([upper, lower]))
+    return found[:count, :count], found[:count, count], jnp.abs(found[count, count])
+
+
+def back_substitute(triangle, right):
+    """``R⁻¹ right`` for upper triangular ``R``."""
+    return safe.solve_triangular(triangle.T, right[:, None], adjoint=True)[:, 0]
+
+
+def _smallest_ratio(rows):
+    return _SHARP * jnp.sqrt(jnp.max(jnp.sum(rows.matrix**2, axis=0)))
+
+
+def _linear_step(problem, ops, scales, coefficients):
+    """Coefficients of the solution of the equation linearised at some others."""
+    rows = rows_of(problem, ops, scales, coefficients)
+    triangle, right, _ = factorised(rows, _smallest_ratio(rows))
+    return scales * back_substitute(triangle, right)
+
+
+def solve(problem, ops, scales, start):
+    """Coefficients of the field, and the size of the last step: Newton's, halved where needed."""
+    if isinstance(problem.at_nodes, Affine):
+        return _linear_step(problem, ops, scales, start), jnp.zeros(())
+    shares = 0.5 ** jnp.arange(_HALVINGS)
+
+    def merit(coefficients):
+        return jnp.maximum(*residuals(problem, ops, coefficients, at_check=False))
+
+    def step(carry):
+        coefficients, last, _, count = carry
+        towards = _linear_step(problem, ops, scales, coefficients) - coefficients
+        merits = jax.lax.map(lambda share: merit(coefficients + share * towards), shares)
+        share = shares[jnp.nanargmin(merits)]
+        moved = coefficients + share * towards
+        size = _size(ops.value @ (share * towards)) / jnp.maximum(
+            _size(ops.value @ moved), jnp.finfo(moved.dtype).tiny
+        )
+        return moved, size, last, count + 1
+
+    def unfinished(carry):
+        _, size, last, count = carry
+        stalled = (size > 0.5 * last) & (size < _SETTLED)
+        return (count < _NEWTON_STEPS) & ~stalled & (size > 0) & ~jnp.isnan(size)
+
+    infinite = jnp.asarray(jnp.inf)
+    coefficients, size, _, _ = jax.lax.while_loop(
+        unfinished, step, (start, infinite, infinite, jnp.asarray(0))
+    )
+    return coefficients, size
+
+
+def _size(values):
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def residuals(problem, ops, coefficients, at_check=True):
+    """Relative sizes of what the equation and the conditions leave, each by its own terms' size.
+
+    Root mean square between the collocation points (or at them), and the largest condition. Terms
+    count for at least what they are of a solution that varies over the whole box.
+    """
+    equation = problem.at_check if at_check else problem.at_nodes
+    values = (ops.check if at_check else ops.nodes) @ coefficients
+    left, by_value = equation.linearised(values)
+    terms = by_value * values
+    typical = jnp.stack([_size(ops.value @ coefficients), _size(ops.slope @ coefficients)])
+    slow = jnp.asarray([problem.length**-order for (order,) in equation.orders]) * typical[0]
+    size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
+    size = size + slow @ jnp.abs(by_value)
+    scale = jnp.sum(jnp.abs(problem.terms) @ typical, axis=1) + jnp.abs(problem.values)
+    misfit = jnp.abs(ops.conditions @ coefficients - problem.values)
+    return _ratio(_size(left), _size(size)), jnp.max(_ratio(misfit, scale), initial=0.0)
+
+
+def _ratio(part, whole):
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
+class Covariance(NamedTuple):
+    """What is not known of a solution.
+
+    Attributes
+    ----------
+    factor : array (K, K)
+        Upper triangular ``R``: the unit weights have covariance ``(RᵀR)⁻¹``.
+    noise : scalar
+        Deviation of the equation's error in its own units.
+    amplitude : scalar
+        Deviation of the prior's unit weights.
+    log_evidence : scalar
+    """
+
+    factor: Any
+    noise: Any
+    amplitude: Any
+    log_evidence: Any
+
+
+def covariance(problem, ops, scales, coefficients) -> Covariance:
+    """Uncertainty of the solution, from the residual that it leaves between the points.
+
+    The error of the equation is taken to be of the residual's size or of rounding's, whichever is
+    larger; the prior's amplitude is that of the solution.
+    """
+    rows = rows_of(problem, ops, scales, coefficients)
+    left, _ = problem.at_check.linearised(ops.check @ coefficients)
+    factor = rows.factors[: problem.nodes.shape[0]] / jnp.sqrt(problem.weights)
+    eps = jnp.finfo(left.dtype).eps
+    weights = jnp.abs(coefficients / jnp.where(scales > 0, scales, 1.0))
+    units = jnp.concatenate([jnp.sqrt(problem.weights), jnp.ones_like(problem.values)])
+    rounding = eps * _size((jnp.abs(rows.matrix) @ weights) / units)
+    found = jnp.hypot(_size(left) * factor[0], rounding)
+    prior_power = jnp.mean((ops.value * scales) ** 2 @ jnp.ones_like(scales))
+    power = jnp.mean((ops.value @ coefficients) ** 2)
+    amplitude = jnp.sqrt(jnp.where(power > 0, power, 1.0) / prior_power)
+    ratio = jnp.maximum(found / amplitude, _smallest_ratio(rows))
+    noise = ratio * amplitude
+    triangle, _, misfit = factorised(rows, ratio)
+    count, size = rows.matrix.shape
+    log_determinant = (
+        2.0 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(triangle))))
+        + 2.0 * count * jnp.log(noise)
+        - 2.0 * size * jnp.log(ratio)
+    )
+    log_evidence = -0.5 * (
+        log_determinant + (misfit / noise) ** 2 + count * jnp.log(2.0 * jnp.pi)
+    ) + jnp.sum(jnp.log(rows.factors))
+    return Covariance(triangle / noise, noise / factor[0], amplitude, log_evidence)

@@ -1,0 +1,194 @@
+"""Conditions at faces of the domain: what a solution has to be there."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import numpy as np
+
+from bayeskit.codec import storable
+from bayeskit.validation import check_finite_number, check_integer
+
+LOWER, UPPER = "lower", "upper"
+
+
+class Term(NamedTuple):
+    """``weight`` times the derivative of some ``order`` along the condition's dimension.
+
+    Attributes
+    ----------
+    place : float or str
+        Coordinate of the face, or ``"lower"`` or ``"upper"`` end of the dimension.
+    order : int
+    weight : float
+    """
+
+    place: Any
+    order: int
+    weight: float
+
+
+class AbstractCondition(eqx.Module):
+    """A linear functional of the solution at faces of one dimension, and its value there.
+
+    Attributes
+    ----------
+    dim : str
+    """
+
+    dim: eqx.AbstractVar[str]
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        storable(cls)
+
+    @property
+    @abc.abstractmethod
+    def functionals(self) -> tuple[tuple[tuple[Term, ...], Any], ...]:
+        """Sums of terms, each with its value: a number, or a callable of all coordinates."""
+
+    def __repr__(self):
+        fields = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in fields if value is not None)
+        return f"{type(self).__name__}({shown})"
+
+
+def _shown(value):
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else repr(value)
+
+
+def _check_value(value) -> float | Callable:
+    """A number, or a function of all coordinates."""
+    if callable(value):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    return check_finite_number("value", value)
+
+
+def _check_dim(dim) -> str:
+    if not isinstance(dim, str):
+        raise TypeError(f"dim must be the name of a dimension, got {dim!r}")
+    return dim
+
+
+class Dirichlet(AbstractCondition):
+    """``u = value`` at ``dim = at``.
+
+    Parameters
+    ----------
+    dim : str
+    at : float
+        Either end of the dimension.
+    value : float or callable
+        A callable takes all coordinates in the order of the domain, as the residual does.
+    """
+
+    dim: str = eqx.field(static=True)
+    at: float
+    value: Any
+
+    def __init__(self, dim, at, value):
+        self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
+        self.value = _check_value(value)
+
+    @property
+    def functionals(self):
+        """The value."""
+        return (((Term(self.at, 0, 1.0),), self.value),)
+
+
+class Neumann(AbstractCondition):
+    """``∂u/∂dim = value`` at ``dim = at``: along the axis, not along the outward normal.
+
+    Parameters as for :class:`Dirichlet`.
+    """
+
+    dim: str = eqx.field(static=True)
+    at: float
+    value: Any
+
+    def __init__(self, dim, at, value):
+        self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
+        self.value = _check_value(value)
+
+    @property
+    def functionals(self):
+        """The slope."""
+        return (((Term(self.at, 1, 1.0),), self.value),)
+
+
+class Robin(AbstractCondition):
+    """``a u + b ∂u/∂dim = value`` at ``dim = at``.
+
+    Parameters
+    ----------
+    dim, at, value
+        As for :class:`Dirichlet`.
+    a, b : float
+    """
+
+    dim: str = eqx.field(static=True)
+    at: float
+    value: Any
+    a: float
+    b: float
+
+    def __init__(self, dim, at, value, *, a=1.0, b=1.0):
+        self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
+        self.value = _check_value(value)
+        self.a, self.b = check_finite_number("a", a), check_finite_number("b", b)
+        if self.a == 0.0 and self.b == 0.0:
+            raise ValueError("a and b must not both be zero: the condition says nothing")
+
+    @property
+    def functionals(self):
+        """Both terms."""
+        return (((Term(self.at, 0, self.a), Term(self.at, 1, self.b)), self.value),)
+
+
+class Periodic(AbstractCondition):
+    """Value and slope are the same at both ends of ``dim``.
+
+    Parameters
+    ----------
+    dim : str
+    """
+
+    dim: str = eqx.field(static=True)
+
+    def __init__(self, dim):
+        self.dim = _check_dim(dim)
+
+    @property
+    def functionals(self):
+        """Differences between the ends."""
+        return tuple(((Term(LOWER, k, 1.0), Term(UPPER, k, -1.0)), 0.0) for k in (0, 1))
+
+
+class Initial(AbstractCondition):
+    """Value (``order=0``) or velocity (``order=1``) at the lower end of ``dim``.
+
+    Parameters
+    ----------
+    dim : str
+    value : float or callable
+        As for :class:`Dirichlet`.
+    order : int
+    """
+
+    dim: str = eqx.field(static=True)
+    value: Any
+    order: int = eqx.field(static=True)
+
+    def __init__(self, dim, value, order=0):
+        self.dim, self.order = _check_dim(dim), check_integer("order", order, 0)
+        if self.order > 1:
+            raise ValueError(f"order must be 0 (value) or 1 (velocity), got {order}")
+        self.value = _check_value(value)
+
+    @property
+    def functionals(self):
+        """The value or the velocity."""
+        return (((Term(LOWER, self.order, 1.0),), self.value),)

@@ -1,0 +1,228 @@
+"""A user's residual as arrays and a compiled program: derivatives used, linearisation, values."""
+
+import abc
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import Array, Float
+
+from bayeskit.errors import PrecisionWarning
+from bayeskit.pde.field import Field
+
+
+class Code:
+    """A program of JAX without its constants: equal to every other of the same text."""
+
+    def __init__(self, jaxpr):
+        self.jaxpr = jaxpr
+        self._text = str(jaxpr)
+
+    def __eq__(self, other):
+        return isinstance(other, Code) and self._text == other._text
+
+    def __hash__(self):
+        return hash(self._text)
+
+    def __repr__(self):
+        return self._text
+
+
+class Residual(eqx.Module):
+    """A residual at fixed points, as a function of the derivatives that it uses."""
+
+    orders: eqx.AbstractVar[tuple]
+
+    @abc.abstractmethod
+    def linearised(self, values):
+        """Residual (points,) and its derivatives (derivatives, points) by the field's own.
+
+        ``values`` (derivatives, points) are those of the field, in the order of ``orders``.
+        """
+
+
+class Affine(Residual):
+    """``Σ c_α ∂^α u + source``: the numbers are all there is.
+
+    Attributes
+    ----------
+    orders : tuple of tuples of int
+        One a derivative: orders by dimension.
+    coefficients : array (derivatives, points)
+    source : array (points,)
+    """
+
+    orders: tuple = eqx.field(static=True)
+    coefficients: Float[Array, "derivatives points"]
+    source: Float[Array, " points"]
+
+    def linearised(self, values):
+        """See :class:`Residual`."""
+        return jnp.sum(self.coefficients * values, axis=0) + self.source, self.coefficients
+
+
+class Nonlinear(Residual):
+    """A traced program, with the arrays that it was written with."""
+
+    orders: tuple = eqx.field(static=True)
+    code: Code = eqx.field(static=True)
+    constants: tuple[Any, ...]
+
+    def linearised(self, values):
+        """See :class:`Residual`."""
+        return self.value(values), _coefficients(self.value, values)
+
+    def value(self, values):
+        """The residual alone."""
+        closed = core.ClosedJaxpr(self.code.jaxpr, self.constants)
+        (found,) = core.jaxpr_as_fun(closed)(*values)
+        return found
+
+
+def _coefficients(residual, values):
+    """Derivatives (derivatives, points) of a residual that treats every point on its own."""
+    directions = jnp.eye(values.shape[0], dtype=values.dtype)[:, :, None]
+
+    def along(direction):
+        tangent = jnp.broadcast_to(direction, values.shape)
+        return jax.jvp(residual, (values,), (tangent,))[1]
+
+    return jax.vmap(along)(directions)
+
+
+def derivatives_of(pde, coordinates):
+    """Orders of the derivatives that a residual asks for, in the order in which it does.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the residual does, or does not give one real number a point.
+    """
+    found = {}
+
+    def read(orders):
+        found[orders] = True
+        return jnp.zeros(count)
+
+    count = len(next(iter(coordinates.values())))
+    shape = jax.eval_shape(lambda: _call(pde, coordinates, read))
+    if jnp.issubdtype(shape.dtype, jnp.complexfloating):
+        raise TypeError(
+            "residual is complex: complex fields are not supported; state real and imaginary part "
+            "as problems of their own where they are not coupled"
+        )
+    if shape.shape not in ((), (count,)):
+        raise ValueError(
+            f"residual must give an array (points,), here ({count},); got {shape.shape}. Systems "
+            "of equations are not supported"
+        )
+    if not found:
+        raise ValueError("residual does not depend on u")
+    return tuple(found)
+
+
+def _call(pde, coordinates, read):
+    field = Field(coordinates, read)
+    try:
+        return jnp.asarray(pde.residual(field, *coordinates.values()))
+    except TypeError as error:
+        if "Field" in str(error):
+            raise TypeError(
+                "a function of JAX or NumPy was given u itself; write u() for its value, for "
+                f"example jnp.sin(u()): {error}"
+            ) from error
+        raise
+
+
+def trace(pde, coordinates, orders) -> Affine | Nonlinear:
+    """The residual at some points.
+
+    Parameters
+    ----------
+    pde : PDE
+    coordinates : mapping
+        NumPy arrays (points,) by dimension: sources written in NumPy are evaluated on them once.
+    orders : tuple
+        Of :func:`derivatives_of`.
+
+    Raises
+    ------
+    ValueError
+        If a coefficient or the source is not finite, or points are mixed.
+    """
+    count = len(next(iter(coordinates.values())))
+
+    def program(*values):
+        given = dict(zip(orders, values, strict=True))
+        return jnp.broadcast_to(_call(pde, coordinates, given.__getitem__), (count,)).astype(float)
+
+    shape = jax.ShapeDtypeStruct((count,), float)
+    closed = jax.make_jaxpr(program)(*[shape] * len(orders))
+    constants = tuple(_double(np.asarray(each)) for each in closed.consts)
+    nonlinear = Nonlinear(orders, Code(closed.jaxpr), constants)
+    zeros = jnp.zeros((len(orders), count))
+    value = nonlinear.value(zeros + 1.0)
+    _check_finite(pde, coordinates, "value for u = 1 and all derivatives 1", value)
+    _check_local(nonlinear, zeros)
+    linear = jax.make_jaxpr(lambda values: nonlinear.linearised(values)[1])(zeros)
+    if _depends(linear.jaxpr)[0]:
+        return nonlinear
+    source, coefficients = nonlinear.linearised(zeros)
+    _check_finite(pde, coordinates, "source", source)
+    for order, coefficient in zip(orders, coefficients, strict=True):
+        _check_finite(pde, coordinates, f"coefficient of the derivative {order}", coefficient)
+    return Affine(orders, coefficients, source)
+
+
+def _double(constant):
+    """A constant array of the user's in double precision."""
+    if constant.dtype in (np.float32, np.float16):
+        warnings.warn(
+            f"residual uses an array of {constant.dtype} of shape {constant.shape}: the solution "
+            "cannot be more accurate; make it float64",
+            PrecisionWarning,
+            stacklevel=2,
+        )
+    return jnp.asarray(constant)
+
+
+def _check_finite(pde, coordinates, what, values):
+    bad = np.flatnonzero(~np.isfinite(np.asarray(values)))
+    if bad.size:
+        place = ", ".join(f"{dim} = {axis[bad[0]]:.6g}" for dim, axis in coordinates.items())
+        raise ValueError(
+            f"residual: the {what} is not finite at {bad.size} of {len(values)} points, the first "
+            f"at {place}"
+        )
+
+
+def _check_local(residual, zeros):
+    """A change of the field at the first half of the points moves the residual there only."""
+    half = zeros.shape[1] // 2
+    tangent = jnp.zeros_like(zeros).at[:, :half].set(1.0)
+    moved = jax.jvp(residual.value, (zeros + 0.5,), (tangent,))[1]
+    back = jax.jvp(residual.value, (zeros + 0.5,), (1.0 - tangent,))[1]
+    if bool(jnp.any(moved[half:] != 0)) or bool(jnp.any(back[:half] != 0)):
+        raise ValueError("residual mixes points: integrals and other nonlocal terms are not PDEs")
+
+
+def _depends(jaxpr, inputs=None):
+    """Whether every output of a program depends on its arguments, equation by equation."""
+    tainted = set(jaxpr.invars if inputs is None else inputs)
+    for equation in jaxpr.eqns:
+        moved = [not isinstance(v, core.Literal) and v in tainted for v in equation.invars]
+        if not any(moved):
+            continue
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        if inner is not None and len(inner.invars) == len(moved):
+            given = [v for v, m in zip(inner.invars, moved, strict=True) if m]
+            outputs = _depends(inner, given)
+        else:
+            outputs = [True] * len(equation.outvars)
+        tainted |= {v for v, out in zip(equation.outvars, outputs, strict=True) if out}
+    return [not isinstance(v, core.Literal) and v in tainted for v in jaxpr.outvars]

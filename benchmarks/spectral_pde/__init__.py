@@ -1,0 +1,1 @@
+"""Studies of the spectral-mixture solver of differential equations."""

@@ -1,0 +1,268 @@
+"""Solutions of differential equations against closed forms, and warnings where there is none."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+import bayeskit as bk
+from bayeskit.models import SpectralMixture, SpectralPDE
+from bayeskit.pde import PDE, Dirichlet, Initial, Neumann, Periodic, Robin
+
+POINTS = 48  # one shape: one compilation of each kind of equation
+FREQUENCY = 40.0
+TEST = np.linspace(0.0, 1.0, 201)
+
+
+def wave(x):
+    return np.sin(FREQUENCY * x) + 0.3 * np.cos(3.0 * x) + x**2
+
+
+def slope(x):
+    return FREQUENCY * np.cos(FREQUENCY * x) - 0.9 * np.sin(3.0 * x) + 2.0 * x
+
+
+def curvature(x):
+    return -(FREQUENCY**2) * np.sin(FREQUENCY * x) - 2.7 * np.cos(3.0 * x) + 2.0
+
+
+def poisson(u, x):
+    return u.d("x", 2) - curvature(x)
+
+
+ENDS = (Dirichlet("x", 0.0, wave), Dirichlet("x", 1.0, wave))
+
+
+def solve(residual=poisson, conditions=ENDS, **options):
+    model = SpectralPDE(PDE(residual, {"x": (0.0, 1.0)}, conditions), grid={"x": POINTS})
+    return bk.infer(model, None, **options)
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return solve()
+
+
+def relative(found, truth):
+    return np.linalg.norm(found - truth) / np.linalg.norm(truth)
+
+
+def test_solution_and_derivatives_equal_the_closed_form(posterior):
+    for order, truth in enumerate((wave, slope, curvature)):
+        found = posterior.predict({"x": TEST}, derivative={"x": order})
+        assert relative(found.mean, truth(TEST)) < 1e-8
+        # Uncertainty is of the size of the error, and no smaller.
+        z = (found.mean - truth(TEST)) / np.sqrt(found.variance)
+        assert np.mean(np.abs(z) < 1.96) > 0.9
+    assert relative(posterior.predict({"x": TEST}).mean, wave(TEST)) <= 30 * posterior.residual
+    assert posterior.residual < 1e-6
+
+
+def test_spectrum_has_the_frequency_of_the_solution(posterior):
+    spectrum = posterior.spectrum("x")
+    assert abs(spectrum.peaks[spectrum.peaks > 2.0][0] - FREQUENCY / (2 * np.pi)) < 0.1
+    np.testing.assert_allclose([spectrum.weights.sum(), spectrum.prior.sum()], 1.0)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        (Dirichlet("x", 0.0, wave), Neumann("x", 1.0, slope)),
+        (Robin("x", 0.0, lambda x: 2 * wave(x) - slope(x), a=2, b=-1), Dirichlet("x", 1.0, wave)),
+        (Initial("x", wave), Initial("x", slope, order=1)),
+    ],
+)
+def test_conditions_of_every_kind(conditions):
+    found = solve(conditions=conditions)
+    error = relative(found.predict({"x": TEST}).mean, wave(TEST))
+    assert error < 1e-7
+    assert error <= 30 * found.residual
+
+
+def test_periodic_conditions():
+    truth = lambda x: np.sin(2 * np.pi * 6 * x)  # noqa: E731
+    found = solve(
+        lambda u, x: u.d("x", 2) - 9 * u + ((12 * np.pi) ** 2 + 9) * truth(x), [Periodic("x")]
+    )
+    assert relative(found.predict({"x": TEST}).mean, truth(TEST)) < 1e-8
+
+
+def test_variable_coefficients():
+    found = solve(
+        lambda u, x: (
+            bk.pde.divergence(lambda x: 1 + x**2, u) - (1 + x**2) * curvature(x) - 2 * x * slope(x)
+        )
+    )
+    assert relative(found.predict({"x": TEST}).mean, wave(TEST)) < 1e-8
+
+
+@pytest.fixture(scope="module")
+def allen_cahn():
+    return solve(lambda u, x: u.d("x", 2) + u * (u**2 - 1) - curvature(x) - wave(x) ** 3 + wave(x))
+
+
+def test_newton_solves_a_nonlinear_equation(allen_cahn):
+    error = relative(allen_cahn.predict({"x": TEST}).mean, wave(TEST))
+    assert allen_cahn.convergence.converged
+    assert error < 1e-8
+    assert error <= 30 * allen_cahn.residual
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_units_of_the_box_do_not_matter(posterior, size):
+    pde = PDE(
+        lambda u, x: u.d("x", 2) - curvature(x / size) / size**2,
+        {"x": (0.0, size)},
+        [Dirichlet("x", 0.0, 0.3), Dirichlet("x", size, wave(1.0))],
+    )
+    found = bk.infer(SpectralPDE(pde, grid={"x": POINTS}), None).predict({"x": size * TEST})
+    expected = posterior.predict({"x": TEST})
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-7)
+    np.testing.assert_allclose(found.variance, expected.variance, rtol=1e-2)
+
+
+def test_draws_have_the_posterior_moments(posterior):
+    draws = posterior.sample(0, 4000)["solution"]
+    deviation = np.sqrt(posterior.variance["solution"])
+    z = (draws.mean(axis=0) - posterior.mean["solution"]) / (deviation / np.sqrt(4000))
+    assert np.max(np.abs(z)) < 5
+    np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.1)
+
+
+def test_trees_and_files(posterior, tmp_path):
+    tree = posterior.to_datatree(num_draws=10, predictions={"x": [0.2, 0.4]})
+    assert tree["posterior"]["solution"].dims == ("chain", "draw", "x")
+    assert tree["predictions"]["solution"].shape == (1, 10, 2)
+    path = tmp_path / "posterior.nc"
+    posterior.save(path)
+    with pytest.raises(ValueError, match=r"functions of your own .*poisson"):
+        bk.load(path)
+    again = bk.load(path, posterior.model)
+    for site, value in posterior.mean.items():
+        np.testing.assert_array_equal(again.mean[site], value)
+    points = {"x": TEST}
+    np.testing.assert_array_equal(again.predict(points).mean, posterior.predict(points).mean)
+    with pytest.raises(TypeError, match="leave-one-out needs measurements"):
+        posterior.loo()
+
+
+@pytest.mark.parametrize("conditions", [ENDS, ENDS[:1], (Neumann("x", 0, 0), Neumann("x", 1, 0))])
+def test_nothing_but_zero(conditions):
+    zero = tuple(type(each)("x", each.at, 0.0) for each in conditions)
+    found = solve(lambda u, x: u.d("x", 2) - u, zero)
+    np.testing.assert_allclose(found.predict({"x": TEST}).mean, 0.0, atol=1e-12)
+
+
+def test_constants_and_lines_are_exact():
+    for offset, rate in ((3.0, 0.0), (-1.0, 2.0)):
+        line = lambda x, a=offset, b=rate: a + b * x  # noqa: E731
+        found = solve(
+            lambda u, x: u.d("x", 2), [Dirichlet("x", 0.0, line), Dirichlet("x", 1.0, line)]
+        )
+        np.testing.assert_allclose(found.predict({"x": TEST}).mean, line(TEST), atol=1e-10)
+
+
+def fast(x):
+    return np.sin(2 * np.pi * 23.0 * x)
+
+
+@pytest.mark.parametrize(
+    ("residual", "conditions", "message"),
+    [
+        (
+            lambda u, x: u.d("x", 2) + (46 * np.pi) ** 2 * fast(x),
+            (Dirichlet("x", 0.0, fast), Dirichlet("x", 1.0, fast)),
+            "hardly resolves, or has been folded",
+        ),
+        (lambda u, x: u.d("x", 2) - np.sign(x - 0.4), ENDS, "not smooth"),
+        (lambda u, x: 1e-6 * u.d("x", 2) - u.d("x") - 1, ENDS, "not smooth|conditions are met"),
+        (poisson, (*ENDS, Dirichlet("x", 1.0, 7.0)), "contradict each other"),
+        (poisson, (Neumann("x", 0.0, 0.0), Neumann("x", 1.0, 0.0)), "contradict"),
+        (poisson, ENDS[:1], "leave the solution open"),
+        (poisson, (), "leave the solution open"),
+        (poisson, (Neumann("x", 0.0, slope), Neumann("x", 1.0, slope)), "solution open"),
+        (
+            lambda u, x: u.d("x", 2) + np.pi**2 * u,
+            (Dirichlet("x", 0.0, 0.0), Neumann("x", 0.0, np.pi), Dirichlet("x", 1.0, 0.0)),
+            None,
+        ),
+        (
+            lambda u, x: u.d("x", 2) + (2 * np.pi) ** 2 * u - np.sin(9 * x),
+            (Dirichlet("x", 0.0, 0.0), Periodic("x")),
+            "conditions|open|equation",
+        ),
+    ],
+)
+def test_doubtful_answers_are_warned_about(residual, conditions, message):
+    if message is None:
+        found = solve(residual, conditions)
+        assert relative(found.predict({"x": TEST}).mean, np.sin(np.pi * TEST)) < 1e-8
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solve(residual, conditions)
+    assert any(re.search(message, str(each.message)) for each in caught), [*map(str, caught)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"grid": 48}, TypeError, "grid must be a mapping"),
+        ({"grid": {"t": 48}}, ValueError, r"grid names \['t'\]"),
+        ({"grid": {"x": 7}}, ValueError, r"grid\['x'\] must be at least 8"),
+        ({"grid": {"x": 48.0}}, TypeError, "must be an integer"),
+        ({"grid": {"x": 48}, "kernel": "gaussian"}, TypeError, "kernel must be a SpectralMixture"),
+    ],
+)
+def test_impossible_models_are_refused(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        SpectralPDE(PDE(poisson, {"x": (0.0, 1.0)}, ENDS), **arguments)
+
+
+def test_what_is_not_there_yet_says_so(posterior):
+    two = PDE(lambda u, x, y: u.d("x", 2) + u.d("y", 2), {"x": (0, 1), "y": (0, 1)}, [])
+    with pytest.raises(ValueError, match="solves equations in one"):
+        SpectralPDE(two, grid={"x": 20, "y": 20})
+    with pytest.raises(TypeError, match="takes no measurements yet"):
+        bk.infer(posterior.model, np.ones(3))
+    with pytest.raises(TypeError, match="infer_batch needs measurements"):
+        bk.infer_batch(posterior.model, np.ones((2, 3)))
+    with pytest.raises(TypeError, match="supports EM"):
+        bk.infer(posterior.model, None, bk.inference.MCMC(), key=0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "kind", "message"),
+    [
+        ([0.5], {}, TypeError, "inputs must be a mapping"),
+        ({"t": [0.5]}, {}, ValueError, r"inputs names \['t'\]"),
+        ({"x": [0.5, 1.5]}, {}, ValueError, r"1 points outside the domain \[0, 1\], the first 1.5"),
+        ({"x": [np.nan]}, {}, ValueError, "non-finite"),
+        ({"x": [[0.5]]}, {}, ValueError, r"must be \(points,\)"),
+        ({"x": [0.5]}, {"derivative": {"t": 1}}, ValueError, "derivative by"),
+        ({"x": [0.5]}, {"derivative": 1}, TypeError, "derivative must be a mapping"),
+        ({"x": [0.5]}, {"include_noise": True}, ValueError, "no measurements"),
+    ],
+)
+def test_impossible_predictions_are_refused(posterior, inputs, options, kind, message):
+    with pytest.raises(kind, match=message):
+        posterior.predict(inputs, **options)
+
+
+def test_kernels():
+    with pytest.raises(ValueError, match="family must be one of"):
+        SpectralMixture(family="matern")
+    with pytest.raises(ValueError, match="num_components must be at least 1"):
+        SpectralMixture(0)
+
+
+def test_budget_exhausted_is_reported():
+    with pytest.warns(bk.ConvergenceWarning, match="did not converge"):
+        found = solve(method=bk.inference.EM(max_iterations=4))
+    assert not found.convergence.converged
+
+
+def test_zero_stays_a_solution_of_a_nonlinear_equation():
+    found = solve(lambda u, x: u.d("x", 2) - 100.0 * (u**3 - u), [Dirichlet("x", 0.0, 0.0)] * 2)
+    np.testing.assert_allclose(found.predict({"x": TEST}).mean, 0.0, atol=1e-8)
