@@ -180,7 +180,8 @@ class EM(_Ascent):
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
         approximation, log_evidence, diagnosed = model.em_finish(data, best)
-        finite = finite & jnp.isfinite(log_evidence)
+        # NaN: there is none. A breakdown shows in the parameters and the objective.
+        finite = finite & ~jnp.isinf(log_evidence)
         return Fit(approximation, log_evidence, finite, lane, diagnosed)
 
 

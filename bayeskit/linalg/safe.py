@@ -442,13 +442,15 @@ def _differentiate_slogdet(primals, tangents):
     return (sign, logarithm), (turn, jnp.real(change))
 
 
-def qr(matrix: Inexact[Array, "*batch m n"]):
-    """Reduced QR decomposition ``q, r``, NaN for a non-finite matrix; for one, not for a batch.
+def qr(matrix: Inexact[Array, "*batch m n"], complete: bool = False):
+    """QR decomposition ``q, r``, NaN for a non-finite matrix; for one, not for a batch.
 
     Parameters
     ----------
     matrix : array (*batch, m, n)
         Real or complex.
+    complete : bool
+        Whether ``q`` is square, (m, m), and ``r`` (m, n).
 
     Returns
     -------
@@ -460,7 +462,7 @@ def qr(matrix: Inexact[Array, "*batch m n"]):
     Cost ``O(m n min(m, n))``.
     """
     matrix, finite = _finite_or_identity(matrix)
-    q, r = jnp.linalg.qr(matrix)
+    q, r = jnp.linalg.qr(matrix, mode="complete" if complete else "reduced")
     return _or_nan(finite, q), _or_nan(finite, r)
 
 
@@ -483,3 +485,24 @@ def triangle(matrix: Inexact[Array, "m n"]) -> Inexact[Array, "k n"]:
     """
     matrix, finite = _finite_or_identity(matrix)
     return _or_nan(finite, jnp.linalg.qr(matrix, mode="r"))
+
+
+def schur(matrix: Inexact[Array, "n n"]) -> tuple[Inexact[Array, "n n"], Inexact[Array, "n n"]]:
+    """Complex Schur form ``u, t`` with ``matrix = u t u^H``; on a CPU only, no batches.
+
+    Parameters
+    ----------
+    matrix : array (n, n)
+
+    Returns
+    -------
+    u, t : complex arrays (n, n)
+        Unitary and upper triangular; NaN for a non-finite matrix.
+
+    Notes
+    -----
+    Cost ``O(n³)``, some 25 times a multiplication's.
+    """
+    matrix, finite = _finite_or_identity(matrix)
+    triangle, unitary = jax.scipy.linalg.schur(matrix, output="complex")
+    return _or_nan(finite, unitary), _or_nan(finite, triangle)

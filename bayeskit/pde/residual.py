@@ -52,11 +52,14 @@ class Affine(Residual):
     ----------
     orders : tuple of tuples of int
         One a derivative: orders by dimension.
+    constant : bool
+        Whether no coefficient varies over the points.
     coefficients : array (derivatives, points)
     source : array (points,)
     """
 
     orders: tuple = eqx.field(static=True)
+    constant: bool = eqx.field(static=True)
     coefficients: Float[Array, "derivatives points"]
     source: Float[Array, " points"]
 
@@ -175,7 +178,8 @@ def trace(pde, coordinates, orders) -> Affine | Nonlinear:
     _check_finite(pde, coordinates, "source", source)
     for order, coefficient in zip(orders, coefficients, strict=True):
         _check_finite(pde, coordinates, f"coefficient of the derivative {order}", coefficient)
-    return Affine(orders, coefficients, source)
+    constant = bool(jnp.all(coefficients == coefficients[:, :1]))
+    return Affine(orders, constant, coefficients, source)
 
 
 def _double(constant):

@@ -1,5 +1,6 @@
 """Posteriors of solutions of partial differential equations."""
 
+import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -7,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayeskit.linalg import safe
-from bayeskit.models.spectral_pde import frame, solve
-from bayeskit.models.spectral_pde.spectrum import Components
+from bayeskit.linalg import kronecker_multiply, safe
+from bayeskit.models.spectral_pde.basis import derivative
+from bayeskit.models.spectral_pde.dense import back_substitute
 from bayeskit.pde.field import orders_of
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
@@ -19,10 +20,15 @@ _PEAK_SHARE = 0.01
 
 
 class Places(eqx.Module):
-    """Points (P,) in the scaled box, and the order of the derivative there."""
+    """A grid of points in the scaled box, one array a dimension, and orders of a derivative."""
 
-    points: Any
-    order: int = eqx.field(static=True)
+    points: tuple[Any, ...]
+    orders: tuple[int, ...] = eqx.field(static=True)
+
+
+def nodes_of(data) -> Places:
+    """The collocation points."""
+    return Places(tuple(axis.nodes for axis in data.axes), (0,) * len(data.axes))
 
 
 class Spectrum(NamedTuple):
@@ -33,10 +39,8 @@ class Spectrum(NamedTuple):
     frequencies : array (m,)
         Cycles per unit of the dimension.
     weights : array (m,)
-        Share of the solution's power at each: its periodogram under a Hann window, whose
-        resolution is two cycles a length of the domain.
-    prior : array (m,)
-        The same of the prior: the band that was chosen.
+        Share of the solution's power at each, summed over the other dimensions: its periodogram
+        under a Hann window, whose resolution is two cycles a length of the domain.
     peaks : array (p,)
         Frequencies of maxima that carry at least a hundredth of the power, strongest first:
         centres of gravity over neighbours.
@@ -44,81 +48,141 @@ class Spectrum(NamedTuple):
 
     frequencies: Any
     weights: Any
-    prior: Any
     peaks: Any
 
 
-class GaussianSolution(AbstractApproximation):
-    """Normal weights of waves and polynomials; the spectrum is plugged in.
+class AbstractSolution(AbstractApproximation):
+    """A field with its spectrum plugged in.
 
     Attributes
     ----------
-    coefficients, scales : arrays (K,)
-        Posterior means and prior deviations.
-    factor : array (K, K)
-        See :class:`~bayeskit.models.spectral_pde.solve.Covariance`.
-    components : Components
-        In cycles per box.
-    residual, noise, amplitude : scalars
+    components : tuple of Components
+        One a dimension, in cycles per box.
+    residual, noise, power : scalars
+        Relative residual between the nodes; deviation of the equation's error; mean square of the
+        field.
     """
 
-    coefficients: Any
-    scales: Any
-    factor: Any
-    components: Components
-    residual: Any
-    noise: Any
-    amplitude: Any
+    components: eqx.AbstractVar[Any]
+    residual: eqx.AbstractVar[Any]
+    noise: eqx.AbstractVar[Any]
+    power: eqx.AbstractVar[Any]
 
-    def _features(self, data, inputs):
-        waves = frame.frequencies(data.nodes.shape[0])
-        return frame.features(inputs.points, waves, inputs.order) / data.length**inputs.order
-
-    def _moments_at(self, features):
-        spread = safe.solve_triangular(self.factor.T, (features * self.scales).T)
-        return features @ self.coefficients, jnp.sum(spread**2, axis=0)
-
-    def moments(self, model, data):
-        mean, variance = self._moments_at(self._features(data, Places(data.nodes, 0)))
-        own = safe.solve_triangular(self.factor.T, jnp.diag(self.scales))
-        fixed = self.plugged_in(model, data)
-        zeros = jax.tree.map(jnp.zeros_like, fixed)
-        return (
-            {"solution": mean, "coefficients": self.coefficients, **fixed},
-            {"solution": variance, "coefficients": jnp.sum(own**2, axis=0), **zeros},
-        )
-
-    def sample(self, key, model, data):
-        noise = jax.random.normal(key, self.coefficients.shape, self.coefficients.dtype)
-        moved = self.coefficients + self.scales * solve.back_substitute(self.factor, noise)
-        values = self._features(data, Places(data.nodes, 0)) @ moved
-        return {"solution": values, "coefficients": moved}
+    @abc.abstractmethod
+    def predict(self, inputs, include_noise, model, data) -> tuple[Any, Any]:
+        """Mean and variance on a grid; there is no noise."""
 
     def plugged_in(self, model, data):
-        dim = model.dims[0]
-        weights = jnp.exp(self.components.log_weights - jnp.max(self.components.log_weights))
-        return {
-            f"weights_{dim}": self.amplitude**2 * weights / jnp.sum(weights),
-            f"frequencies_{dim}": self.components.frequencies / data.length,
-            f"widths_{dim}": self.components.widths / data.length,
-            "equation_noise": self.noise,
-        }
+        """Components in the user's units, whose weights sum to the power of the field."""
+        found: dict[str, Any] = {"equation_noise": self.noise}
+        for k, (dim, axis) in enumerate(zip(model.dims, data.axes, strict=True)):
+            each = self.components[k]
+            weights = jnp.exp(each.log_weights - jnp.max(each.log_weights))
+            found[f"weights_{dim}"] = self.power * weights / jnp.sum(weights)
+            found[f"frequencies_{dim}"] = each.frequencies / axis.length
+            found[f"widths_{dim}"] = each.widths / axis.length
+        return found
 
-    def predict(self, inputs, include_noise, model, data):
-        inputs = Places(data.nodes, 0) if inputs is None else inputs
-        return self._moments_at(self._features(data, inputs))
+    def moments(self, model, data):
+        """Of the field at the nodes."""
+        mean, variance = self.predict(None, False, model, data)
+        fixed = self.plugged_in(model, data)
+        zeros = jax.tree.map(jnp.zeros_like, fixed)
+        return {"solution": mean, **fixed}, {"solution": variance, **zeros}
 
     def log_predictive(self, model, data):
+        """There are no observations: raises ``TypeError``."""
         raise TypeError(
             "leave-one-out needs measurements; a deterministic solve has none, and its equation "
             "holds at every point"
         )
 
 
+class DenseSolution(AbstractSolution):
+    """Normal weights of waves and polynomials of one dimension.
+
+    Attributes
+    ----------
+    coefficients, scales : arrays (K,)
+        Posterior means and prior deviations.
+    factor : array (K, K)
+        See :class:`~bayeskit.models.spectral_pde.dense.Covariance`.
+    """
+
+    coefficients: Any
+    scales: Any
+    factor: Any
+    components: Any
+    residual: Any
+    noise: Any
+    power: Any
+
+    @staticmethod
+    def _features(data, places):
+        return derivative(data.axes[0], places.points[0], places.orders[0])
+
+    def predict(self, inputs, include_noise, model, data):
+        """Mean and variance on a grid."""
+        features = self._features(data, nodes_of(data) if inputs is None else inputs)
+        spread = safe.solve_triangular(self.factor.T, (features * self.scales).T)
+        return features @ self.coefficients, jnp.sum(spread**2, axis=0)
+
+    def sample(self, key, model, data):
+        """The field at the nodes."""
+        noise = jax.random.normal(key, self.coefficients.shape, self.coefficients.dtype)
+        moved = self.coefficients + self.scales * back_substitute(self.factor, noise)
+        return {"solution": self._features(data, nodes_of(data)) @ moved}
+
+
+class TensorSolution(AbstractSolution):
+    """A field in products of orthonormal functions, and draws of what its residual leaves open.
+
+    Attributes
+    ----------
+    coefficients : array (R_1, …, R_d)
+    transforms : tuple of arrays (K_i, R_i)
+        From coefficients to those of the waves.
+    deviations : array (draws, R_1, …, R_d)
+        Draws of the error.
+    """
+
+    coefficients: Any
+    transforms: Any
+    deviations: Any
+    components: Any
+    residual: Any
+    noise: Any
+    power: Any
+
+    def _factors(self, data, places):
+        return [
+            derivative(axis, points, order) @ transform
+            for axis, points, order, transform in zip(
+                data.axes, places.points, places.orders, self.transforms, strict=True
+            )
+        ]
+
+    def predict(self, inputs, include_noise, model, data):
+        """Mean and variance on a grid."""
+        factors = self._factors(data, nodes_of(data) if inputs is None else inputs)
+        mean = kronecker_multiply(factors, self.coefficients)
+
+        def add(total, deviation):
+            return total + kronecker_multiply(factors, deviation) ** 2, None
+
+        total, _ = jax.lax.scan(add, jnp.zeros_like(mean), self.deviations)
+        return mean, total / self.deviations.shape[0]
+
+    def sample(self, key, model, data):
+        """A random combination of the deviations, whose covariance is theirs."""
+        count = self.deviations.shape[0]
+        weights = jax.random.normal(key, (count,), self.coefficients.dtype) / jnp.sqrt(count)
+        moved = self.coefficients + jnp.tensordot(weights, self.deviations, axes=1)
+        return {"solution": kronecker_multiply(self._factors(data, nodes_of(data)), moved)}
+
+
 class SpectralPDEPosterior(Posterior):
     """A solution with its uncertainty, residual and spectrum."""
-
-    approximation: GaussianSolution
 
     @property
     def residual(self) -> float:
@@ -134,12 +198,13 @@ class SpectralPDEPosterior(Posterior):
         return max(float(self.approximation.residual), relative)
 
     def predict(self, inputs=None, *, derivative=None, include_noise=False) -> Prediction:
-        """The solution or a derivative of it, anywhere in the domain.
+        """The solution or a derivative of it, on any grid in the domain.
 
         Parameters
         ----------
         inputs : mapping, optional
-            Points (P,) by dimension; the collocation points by default.
+            Points (P_i,) by dimension, of whose product all are taken; the collocation points by
+            default.
         derivative : mapping, optional
             Orders by dimension, such as ``{"x": 1}``.
         include_noise : bool
@@ -148,7 +213,7 @@ class SpectralPDEPosterior(Posterior):
         Returns
         -------
         Prediction
-            Mean and variance (P,).
+            Mean and variance (P_1, …, P_d).
 
         Raises
         ------
@@ -165,7 +230,7 @@ class SpectralPDEPosterior(Posterior):
         ...     {"x": (0.0, 1.0)},
         ...     [bk.pde.Dirichlet("x", 0.0, 0.0), bk.pde.Dirichlet("x", 1.0, 0.0)],
         ... )
-        >>> posterior = bk.infer(bk.models.SpectralPDE(pde, grid={"x": 20}), None)
+        >>> posterior = bk.infer(bk.models.SpectralPDE(pde, grid={"x": 48}), None)
         >>> slope = posterior.predict({"x": [0.0]}, derivative={"x": 1}).mean[0]
         >>> bool(abs(slope - np.pi) < 1e-6)
         True
@@ -176,9 +241,7 @@ class SpectralPDEPosterior(Posterior):
             return super().predict(inputs)
         if not isinstance(derivative, dict):
             raise TypeError(f"derivative must be a mapping such as {{'x': 1}}, got {derivative!r}")
-        dims = self.prepared.model.dims
-        (order,) = orders_of(derivative, dims)
-        return super().predict((inputs, order))
+        return super().predict((inputs, orders_of(derivative, self.prepared.model.dims)))
 
     def spectrum(self, dim: str) -> Spectrum:
         """Frequencies that the solution has in one dimension.
@@ -196,22 +259,22 @@ class SpectralPDEPosterior(Posterior):
         ValueError
             If there is no such dimension.
         """
-        if dim not in self.prepared.model.dims:
-            raise ValueError(f"dim is {dim!r}; there are {list(self.prepared.model.dims)}")
-        data, found = self.prepared.data, self.approximation
-        count = 2 * self.prepared.model.points[0]
+        dims = self.prepared.model.dims
+        if dim not in dims:
+            raise ValueError(f"dim is {dim!r}; there are {list(dims)}")
+        k = dims.index(dim)
+        axis = self.prepared.data.axes[k]
+        count, length = 2 * self.prepared.model.points[k], float(axis.length)
+        inputs = {name: np.asarray(self.labels.coords[name]) for name in dims}
+        inputs[dim] = float(axis.lower) + length * np.linspace(0.0, 1.0, count)
         with double_precision():
-            waves = frame.frequencies(data.nodes.shape[0])
-            prior = np.asarray(frame.power(jnp.asarray(found.scales)))
-            inside = frame.features(jnp.linspace(0.0, 1.0, count), waves, 0)
-            values = np.asarray(inside @ jnp.asarray(found.coefficients))
-        length = float(data.length)
+            values = np.moveaxis(np.asarray(super().predict(inputs).mean), k, -1)
         power = np.abs(np.fft.rfft(values * np.hanning(count))) ** 2
+        power = power.reshape(-1, power.shape[-1]).sum(axis=0)
         total = power.sum()
         weights = power / total if total > 0 else power
         frequencies = np.fft.rfftfreq(count, length / (count - 1))
-        prior = np.interp(frequencies * length, np.asarray(waves), prior)
-        return Spectrum(frequencies, weights, prior / prior.sum(), _peaks(frequencies, weights))
+        return Spectrum(frequencies, weights, _peaks(frequencies, weights))
 
 
 def _peaks(frequencies, weights):

@@ -14,38 +14,60 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayeskit.linalg import kronecker_multiply
 from bayeskit.models.base import Prepared, SupportsEM, key_of_lane
-from bayeskit.models.spectral_pde import frame, solve
-from bayeskit.models.spectral_pde.approximation import (
-    GaussianSolution,
-    Places,
-    SpectralPDEPosterior,
-)
+from bayeskit.models.spectral_pde import frame
+from bayeskit.models.spectral_pde import problem as problems
+from bayeskit.models.spectral_pde.approximation import Places, SpectralPDEPosterior
+from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver
 from bayeskit.models.spectral_pde.spectrum import SpectralMixture, band
-from bayeskit.pde import residual as residuals
 from bayeskit.pde.problem import PDE
 from bayeskit.results import Labels, PredictionTarget
 from bayeskit.validation import REAL, check_integer, double_array
 
 # Bands that compete, as shares of the highest frequency that the points resolve.
-_BANDS = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+_BANDS = (0.4, 0.5, 0.3, 0.55, 0.2, 0.6, 0.1, 0.45, 0.65)
+_NEARLY = 30.0  # times the smallest residual: rounding decides below
+_ENOUGH = 1e-8  # a residual at which no further band is tried in several dimensions
 _FEWEST_POINTS = 8
-_LARGE_RESIDUAL, _LARGE_MISFIT, _LARGE_DEVIATION, _LARGE_SHARE = 1e-3, 1e-6, 0.1, 0.01
+_SLACK = 1e-9  # of the box
+_LARGE_RESIDUAL, _LARGE_MISFIT, _LARGE_DEVIATION, _LARGE_SHARE = 1e-3, 1e-6, 1e-3, 0.01
 _COMPONENTS = ("weights", "frequencies", "widths")
-_NEAR_NYQUIST = 0.8  # of Nyquist's frequency
 
 
-class Diagnostics(NamedTuple):
-    """What the caveats are read from."""
+class Candidates(NamedTuple):
+    """Solutions under competing bands: one row each.
 
-    residual: Any
-    misfit: Any
-    deviation: Any
-    near_nyquist: Any
+    Attributes
+    ----------
+    residuals : array (B,)
+        Relative, between the collocation points and at the conditions; one before the first try.
+    log_evidences : array (B,)
+    steps : array (B,)
+        Sizes of Newton's last steps relative to the field; zero for linear equations.
+    fields : array (B, …)
+    trials : scalar
+        Number of solves so far.
+    """
+
+    residuals: Any
+    log_evidences: Any
+    steps: Any
+    fields: Any
+    trials: Any
+
+
+def _chosen(candidates):
+    """The most probable band of those whose residual is nearly the smallest."""
+    smallest = jnp.min(candidates.residuals)
+    near = candidates.residuals <= _NEARLY * smallest
+    smaller = jnp.where(near, candidates.log_evidences, -jnp.inf)
+    # Where there is no evidence, all are zero: the residual decides.
+    tied = jnp.where(smaller == jnp.max(smaller), candidates.residuals, jnp.inf)
+    return jnp.argmin(tied)
 
 
 class SpectralPDE(SupportsEM):
@@ -54,7 +76,7 @@ class SpectralPDE(SupportsEM):
     Parameters
     ----------
     pde : PDE
-        In one dimension so far.
+        In one to three dimensions.
     grid : mapping
         Number of collocation points by dimension, at least 8: Gauss–Legendre points. The highest
         frequency of the solution should stay below two thirds of ``(points - 1) / 2`` cycles a
@@ -89,7 +111,7 @@ class SpectralPDE(SupportsEM):
     ...     domain={"x": (0.0, 1.0)},
     ...     conditions=[bk.pde.Dirichlet("x", 0.0, solution), bk.pde.Dirichlet("x", 1.0, solution)],
     ... )
-    >>> posterior = bk.infer(bk.models.SpectralPDE(pde, grid={"x": 50}), None)
+    >>> posterior = bk.infer(bk.models.SpectralPDE(pde, grid={"x": 48}), None)
     >>> points = np.linspace(0, 1, 101)
     >>> error = posterior.predict({"x": points}).mean - solution(points)
     >>> bool(np.max(np.abs(error)) < 1e-8)
@@ -105,10 +127,6 @@ class SpectralPDE(SupportsEM):
     def __init__(self, pde, *, grid, kernel=None):
         if not isinstance(pde, PDE):
             raise TypeError(f"pde must be a bayeskit.pde.PDE, got {type(pde).__name__}")
-        if len(pde.dims) > 1:
-            raise ValueError(
-                f"pde has the dimensions {list(pde.dims)}; SpectralPDE solves equations in one"
-            )
         if not isinstance(grid, Mapping):
             raise TypeError(f"grid must be a mapping such as {{'x': 400}}, got {grid!r}")
         if set(grid) != set(pde.dims):
@@ -150,51 +168,21 @@ class SpectralPDE(SupportsEM):
             )
         pde = self.pde
         assert pde is not None, "only prepared models are without"
-        (dim,), (count,), ((lower, upper),) = self.dims, self.points, pde.bounds
-        length = upper - lower
-        nodes, weights = frame.nodes(count)
-        check = frame.check_points(nodes)
-
-        def traced(points):
-            return residuals.trace(pde, {dim: lower + length * points}, orders)
-
-        orders = residuals.derivatives_of(pde, {dim: lower + length * nodes})
-        at_nodes = traced(nodes)
-        uniform = traced(np.linspace(0.0, 1.0, count))
-        source, _ = uniform.linearised(jnp.zeros((len(orders), count)))
-        places, terms, values = _conditions(pde)
-        problem = solve.Problem(
-            nodes,
-            weights,
-            check,
-            lower,
-            length,
-            at_nodes,
-            traced(check),
-            (places - lower) / length,
-            terms,
-            values,
-            _share_near_nyquist(np.asarray(source)),
-        )
-        problem = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), problem)
-        labels = Labels(
-            dims={
-                "solution": (dim,),
-                "coefficients": ("feature",),
-                "equation_noise": (),
-                **{
-                    f"{name}_{dim}": ("component",) for name in ("weights", "frequencies", "widths")
-                },
-            },
-            coords={dim: lower + length * nodes},
-            observed="solution",
-        )
+        problem = problems.build(pde, self.points)
+        sites = {"solution": self.dims, "equation_noise": ()}
+        for dim in self.dims:
+            sites |= dict.fromkeys((f"{name}_{dim}" for name in _COMPONENTS), ("component",))
+        nodes = {
+            dim: np.asarray(axis.lower + axis.length * axis.nodes)
+            for dim, axis in zip(self.dims, problem.axes, strict=True)
+        }
+        source = problems.source_of(problem.at_nodes, int(np.prod(self.points)))
+        tables = {"constant_data": {"source": (self.dims, np.asarray(source).reshape(self.points))}}
         # The user's functions would tie a compiled program to them.
         prepared = eqx.tree_at(
             lambda m: (m.pde, m.estimates), self, (None, None), is_leaf=lambda leaf: leaf is None
         )
-        tables = {"constant_data": {"source": ((dim,), np.asarray(_source(at_nodes, count)))}}
-        return Prepared(prepared, problem, labels, tables)
+        return Prepared(prepared, problem, Labels(sites, nodes, "solution"), tables)
 
     def sample_prior(self, key):
         """The equation is no data that could be drawn: raises ``ValueError``."""
@@ -204,58 +192,52 @@ class SpectralPDE(SupportsEM):
 
     def start_from(self, posterior, data, labels):
         """Coefficients to start Newton's iteration from."""
-        found = posterior.approximation.coefficients
-        waves = frame.frequencies(data.nodes.shape[0])
-        expected = frame.features(data.nodes[:1], waves, 0).shape[1]
-        if found.shape[0] != expected:
+        if posterior.model.points != self.points or posterior.model.dims != self.dims:
             raise ValueError(
-                f"initial does not fit the model: its grid has other points ({found.shape[0]} "
-                f"coefficients; expected {expected})"
+                f"initial does not fit the model: its grid is "
+                f"{dict(zip(posterior.model.dims, posterior.model.points, strict=True))}"
             )
-        return found
+        if len(self.dims) == 1:
+            return posterior.approximation.coefficients
+        return jnp.asarray(posterior.mean["solution"])
 
     def prediction_target(self, inputs, labels):
-        """At points by dimension; with an order of the derivative beside them, as a pair."""
-        inputs, order = inputs if isinstance(inputs, tuple) else (inputs, 0)
-        (dim,) = self.dims
-        lower, length = self._box(labels)
+        """At a grid of points by dimension; with orders of a derivative beside them, as a pair."""
+        inputs, orders = inputs if isinstance(inputs, tuple) else (inputs, (0,) * len(self.dims))
         if inputs is None:
-            points, shown = frame.nodes(self.points[0])[0], labels.coords[dim]
-        else:
-            if not isinstance(inputs, Mapping):
-                raise TypeError(
-                    f"inputs must be a mapping such as {{{dim!r}: points}}, got "
-                    f"{type(inputs).__name__}"
-                )
-            if set(inputs) != {dim}:
-                raise ValueError(f"inputs names {list(inputs)}; the dimensions are [{dim!r}]")
-            shown = double_array(f"inputs[{dim!r}]", inputs[dim], REAL)
-            if shown.ndim != 1 or not shown.size:
-                raise ValueError(f"inputs[{dim!r}] must be (points,), got {shown.shape}")
-            points = (shown - lower) / length
-            slack = 1e-9
-            outside = np.flatnonzero((points < -slack) | (points > 1 + slack))
+            inputs = {dim: labels.coords[dim] for dim in self.dims}
+        if not isinstance(inputs, Mapping):
+            raise TypeError(
+                f"inputs must be a mapping such as {{{self.dims[0]!r}: points}}, got "
+                f"{type(inputs).__name__}"
+            )
+        if set(inputs) != set(self.dims):
+            raise ValueError(f"inputs names {list(inputs)}; the dimensions are {list(self.dims)}")
+        shown, scaled = {}, []
+        for dim, count in zip(self.dims, self.points, strict=True):
+            shown[dim] = double_array(f"inputs[{dim!r}]", inputs[dim], REAL)
+            if shown[dim].ndim != 1 or not shown[dim].size:
+                raise ValueError(f"inputs[{dim!r}] must be (points,), got {shown[dim].shape}")
+            lower, length = _box(labels.coords[dim], count)
+            points = (shown[dim] - lower) / length
+            outside = np.flatnonzero((points < -_SLACK) | (points > 1 + _SLACK))
             if outside.size:
                 raise ValueError(
                     f"inputs[{dim!r}] has {outside.size} points outside the domain "
-                    f"[{lower:.6g}, {lower + length:.6g}], the first {shown[outside[0]]:.6g}"
+                    f"[{lower:.6g}, {lower + length:.6g}], the first {shown[dim][outside[0]]:.6g}"
                 )
-        return PredictionTarget((dim,), {dim: shown}, Places(jnp.asarray(points), order))
-
-    def _box(self, labels):
-        """Lower end and length of the domain, from the collocation points."""
-        (dim,) = self.dims
-        nodes, _ = frame.nodes(self.points[0])
-        first, last = labels.coords[dim][0], labels.coords[dim][-1]
-        length = (last - first) / (nodes[-1] - nodes[0])
-        return first - length * nodes[0], length
+            scaled.append(jnp.asarray(points))
+        return PredictionTarget(self.dims, shown, Places(tuple(scaled), orders))
 
     def sample_data(self, data, key, sites, inputs):
-        """The drawn solution itself: there is no noise."""
-        inputs = Places(data.nodes, 0) if inputs is None else inputs
-        waves = frame.frequencies(data.nodes.shape[0])
-        features = frame.features(inputs.points, waves, inputs.order)
-        return features @ sites["coefficients"] / data.length**inputs.order
+        """The drawn solution itself, interpolated between the nodes: there is no noise."""
+        if inputs is None:
+            return sites["solution"]
+        factors = [
+            frame.interpolation(axis.nodes, axis.weights, points)
+            for axis, points in zip(data.axes, inputs.points, strict=True)
+        ]
+        return kronecker_multiply(factors, sites["solution"])
 
     def caveats(self, diagnostics):
         """Everything that makes an answer doubtful, from what was found without the solution."""
@@ -275,11 +257,16 @@ class SpectralPDE(SupportsEM):
                 f"between the collocation points the equation holds to {diagnostics.residual:.1e} "
                 "only: the grid is too coarse, or source or solution are not smooth"
             )
-        if diagnostics.deviation > _LARGE_DEVIATION:
+        if diagnostics.missing > 0:
+            found.append(
+                f"{int(diagnostics.missing)} conditions are missing: a dimension needs as many as "
+                "the order of the equation in it, or the solution is left open"
+            )
+        elif diagnostics.deviation > _LARGE_DEVIATION:
             found.append(
                 "equation and conditions leave the solution open (posterior deviation "
-                f"{diagnostics.deviation:.1e} of its size): conditions are missing, or the "
-                "homogeneous equation has a solution of its own"
+                f"{diagnostics.deviation:.1e} of its size): the homogeneous equation has a "
+                "solution of its own"
             )
         return tuple(found)
 
@@ -295,18 +282,25 @@ class SpectralPDE(SupportsEM):
         if method.prune:
             raise ValueError(f"prune={method.prune} is not for SpectralPDE: nothing is pruned")
 
+    @property
+    def _solver(self):
+        return (DenseSolver if len(self.dims) == 1 else TensorSolver)(self.kernel)
+
     def _components(self, data, index):
-        """A candidate spectrum, in cycles per box."""
-        highest = 0.5 * (data.nodes.shape[0] - 1)
-        return band(self.kernel, jnp.asarray(_BANDS)[index] * highest)
+        """Candidate spectra, one a dimension, in cycles per box."""
+        share = jnp.asarray(_BANDS)[index]
+        return tuple(
+            band(self.kernel, share * 0.5 * (axis.nodes.shape[0] - 1)) for axis in data.axes
+        )
 
     def em_init(self, data, key, lane, initial, m_step):
         """Zero everywhere, other lanes a draw from the prior of the narrowest band."""
         count = len(_BANDS)
-        scales = self._scales(data, 0)
-        drawn = scales * jax.random.normal(key_of_lane(key, lane), scales.shape)
-        start = jnp.where(lane == 0, jnp.zeros_like(drawn) if initial is None else initial, drawn)
-        return solve.Candidates(
+        zero = self._solver.zero(data)
+        narrowest = self._components(data, int(np.argmin(_BANDS)))
+        drawn = self._solver.draw(data, narrowest, key_of_lane(key, lane))
+        start = jnp.where(lane == 0, zero if initial is None else initial, drawn)
+        return Candidates(
             jnp.ones(count),
             jnp.full(count, jnp.finfo(start.dtype).min),
             jnp.ones(count),
@@ -314,38 +308,36 @@ class SpectralPDE(SupportsEM):
             jnp.zeros(()),
         )
 
-    def _scales(self, data, index):
-        return solve.scales_of(self.kernel, self._components(data, index), data.nodes.shape[0])
-
     def em_step(self, data, parameters, m_step, prune):
         """Solve under the next band; when all were tried, go on with the best one's iteration."""
         index = jnp.where(
-            parameters.trials < len(_BANDS),
-            parameters.trials.astype(int),
-            solve.chosen(parameters),
+            self._all_tried(parameters), _chosen(parameters), parameters.trials.astype(int)
         )
-        ops, scales = solve.operators(data), self._scales(data, index)
-        coefficients, step = solve.solve(data, ops, scales, parameters.coefficients[index])
-        found = solve.Candidates(
-            jnp.maximum(*solve.residuals(data, ops, coefficients)),
-            solve.covariance(data, ops, scales, coefficients).log_evidence,
-            step,
-            coefficients,
-            parameters.trials,
-        )
+        components = self._components(data, index)
+        found = self._solver.find(data, components, parameters.fields[index])
         usable = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in found]))
-        renewed = jax.tree.map(
-            lambda rows, new: rows.at[index].set(jnp.where(usable, new, rows[index])),
-            parameters._replace(trials=jnp.zeros(len(_BANDS))),
-            found,
+
+        def renewed(rows, new):
+            return rows.at[index].set(jnp.where(usable, new, rows[index]))
+
+        candidates = Candidates(
+            renewed(parameters.residuals, found.residual),
+            renewed(parameters.log_evidences, found.log_evidence),
+            renewed(parameters.steps, found.step),
+            renewed(parameters.fields, found.field),
+            parameters.trials + 1.0,
         )
-        objective = self.em_objective(data, parameters)
-        return renewed._replace(trials=parameters.trials + 1.0), objective
+        return candidates, self.em_objective(data, parameters)
+
+    def _all_tried(self, parameters):
+        """In several dimensions, where a solve is long, one that is good enough ends the search."""
+        enough = _ENOUGH if len(self.dims) > 1 else 0.0
+        return (parameters.trials >= len(_BANDS)) | (jnp.min(parameters.residuals) < enough)
 
     def em_change(self, data, new, old):
         """Newton's last step under the chosen band; at least one while bands are left to try."""
-        step = new.steps[solve.chosen(new)]
-        return jnp.where(new.trials < len(_BANDS), jnp.maximum(step, 1.0), step)
+        step = new.steps[_chosen(new)]
+        return jnp.where(self._all_tried(new), step, jnp.maximum(step, 1.0))
 
     def em_objective(self, data, parameters):
         """Minus the logarithm of the smallest residual between the collocation points."""
@@ -353,62 +345,13 @@ class SpectralPDE(SupportsEM):
         return -jnp.log(jnp.maximum(smallest, jnp.finfo(smallest.dtype).tiny))
 
     def em_finish(self, data, parameters):
-        """The solution, its covariance, and the evidence of equation and conditions."""
-        best = solve.chosen(parameters)
-        ops, scales = solve.operators(data), self._scales(data, best)
-        coefficients = parameters.coefficients[best]
-        spread = solve.covariance(data, ops, scales, coefficients)
-        residual, misfit = solve.residuals(data, ops, coefficients)
-        approximation = GaussianSolution(
-            coefficients,
-            scales,
-            spread.factor,
-            self._components(data, best),
-            jnp.maximum(residual, misfit),
-            spread.noise,
-            spread.amplitude,
-        )
-        mean, variance = approximation._moments_at(ops.value)
-        power = jnp.mean(mean**2)
-        deviation = jnp.sqrt(jnp.mean(variance) / jnp.where(power > 0, power, 1.0))
-        diagnostics = Diagnostics(
-            residual, misfit, jnp.where(power > 0, deviation, 0.0), data.near_nyquist
-        )
-        return approximation, spread.log_evidence, diagnostics
+        """The solution, what is not known of it, and the evidence where there is one."""
+        best = _chosen(parameters)
+        return self._solver.finish(data, self._components(data, best), parameters.fields[best])
 
 
-def _conditions(pde):
-    """Places (C, T), weights of value and slope (C, T, 2) and values (C,) of all conditions."""
-    rows = [
-        (condition.dim, terms, value)
-        for condition in pde.conditions
-        for terms, value in condition.functionals
-    ]
-    width = max((len(terms) for _, terms, _ in rows), default=1)
-    places = np.full((len(rows), width), pde.bounds[0][0])
-    weights = np.zeros((len(rows), width, 2))
-    values = np.zeros(len(rows))
-    for c, (dim, terms, value) in enumerate(rows):
-        for t, term in enumerate(terms):
-            places[c, t] = pde.place(dim, term.place)
-            weights[c, t, term.order] = term.weight
-        values[c] = _value_at(f"conditions[{c}]", value, places[c, 0])
-    return places, weights, values
-
-
-def _value_at(name, value, place):
-    found = double_array(f"value of {name}", value(place) if callable(value) else value, REAL)
-    if found.size != 1:
-        raise ValueError(f"value of {name} must be one number at a point, got shape {found.shape}")
-    return float(found.reshape(()))
-
-
-def _source(residual, count):
-    return residual.linearised(jnp.zeros((len(residual.orders), count)))[0]
-
-
-def _share_near_nyquist(source):
-    """Share of a windowed source's energy in the highest frequencies; zero without a source."""
-    energy = np.abs(np.fft.rfft(source * np.hanning(len(source)))) ** 2
-    total = energy.sum()
-    return energy[int(_NEAR_NYQUIST * len(energy)) :].sum() / total if total > 0 else 0.0
+def _box(nodes, count):
+    """Lower end and length of a dimension, from its collocation points."""
+    scaled, _ = frame.nodes(count)
+    length = (nodes[-1] - nodes[0]) / (scaled[-1] - scaled[0])
+    return nodes[0] - length * scaled[0], length

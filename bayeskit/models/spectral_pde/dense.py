@@ -19,48 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from bayeskit.linalg import safe
-from bayeskit.models.spectral_pde import frame
-from bayeskit.models.spectral_pde.spectrum import log_density
+from bayeskit.models.spectral_pde.basis import condition_rows, derivative
+from bayeskit.models.spectral_pde.problem import Problem
 from bayeskit.pde.residual import Affine
 
 _SHARP = 1e-15  # of the largest column, as ratio of noise to prior deviation
-_NEARLY = 30.0  # times the smallest residual: rounding decides below
 _HALVINGS = 9
 _NEWTON_STEPS = 8  # at a time: the best spectrum goes on
 _SETTLED = 1e-6  # relative steps of Newton's iteration that may be rounding's when they stall
-
-
-class Problem(NamedTuple):
-    """Everything that differs from problem to problem of a shape, in the scaled box [0, 1].
-
-    Attributes
-    ----------
-    nodes, weights : arrays (N,)
-        Collocation points and quadrature weights with sum one.
-    check : array (N + 1,)
-        Points between them.
-    lower, length : scalars
-        Of the box in the user's units.
-    at_nodes, at_check : Residual
-    places : array (conditions, terms)
-    terms : array (conditions, terms, 2)
-        Weights of value and slope, in the user's units.
-    values : array (conditions,)
-    near_nyquist : scalar
-        Share of the source's energy at frequencies that the points hardly resolve.
-    """
-
-    nodes: Any
-    weights: Any
-    check: Any
-    lower: Any
-    length: Any
-    at_nodes: Any
-    at_check: Any
-    places: Any
-    terms: Any
-    values: Any
-    near_nyquist: Any
 
 
 class Operators(NamedTuple):
@@ -73,34 +39,6 @@ class Operators(NamedTuple):
     conditions: Any
 
 
-class Candidates(NamedTuple):
-    """Solutions under competing spectra: one row each.
-
-    Attributes
-    ----------
-    residuals : array (B,)
-        Relative, between the collocation points and at the conditions; one before the first try.
-    log_evidences : array (B,)
-    steps : array (B,)
-        Sizes of Newton's last steps relative to the field; zero for linear equations.
-    coefficients : array (B, K)
-    trials : scalar
-        Number of solves so far.
-    """
-
-    residuals: Any
-    log_evidences: Any
-    steps: Any
-    coefficients: Any
-    trials: Any
-
-
-def chosen(candidates):
-    """The most probable spectrum of those whose residual is nearly the smallest."""
-    near = candidates.residuals <= _NEARLY * jnp.min(candidates.residuals)
-    return jnp.argmax(jnp.where(near, candidates.log_evidences, -jnp.inf))
-
-
 class Rows(NamedTuple):
     """A linear system for the prior's unit weights: equation first, then conditions."""
 
@@ -111,31 +49,15 @@ class Rows(NamedTuple):
 
 def operators(problem: Problem) -> Operators:
     """Matrices for all derivatives that the equation and its conditions use."""
-    waves = frame.frequencies(problem.nodes.shape[0])
-
-    def derivative(points, order):
-        return frame.features(points, waves, order) / problem.length**order
-
+    (axis,) = problem.axes
     orders = [order for (order,) in problem.at_nodes.orders]
-    flat = problem.places.reshape(-1)
-    value, slope = derivative(problem.nodes, 0), derivative(problem.nodes, 1)
-    shape = (*problem.places.shape, value.shape[1])
-    conditions = sum(
-        derivative(flat, k).reshape(shape) * problem.terms[:, :, k, None] for k in range(2)
-    )
     return Operators(
-        value,
-        slope,
-        jnp.stack([derivative(problem.nodes, order) for order in orders]),
-        jnp.stack([derivative(problem.check, order) for order in orders]),
-        jnp.sum(conditions, axis=1),
+        derivative(axis, axis.nodes, 0),
+        derivative(axis, axis.nodes, 1),
+        jnp.stack([derivative(axis, axis.nodes, order) for order in orders]),
+        jnp.stack([derivative(axis, axis.check, order) for order in orders]),
+        condition_rows(axis),
     )
-
-
-def scales_of(kernel, components, count):
-    """Prior deviations (K,) of the coefficients, the largest being one."""
-    waves = frame.frequencies(count)
-    return jnp.exp(0.5 * frame.log_variances(log_density(kernel, components, waves)))
 
 
 def rows_of(problem, ops, scales, coefficients) -> Rows:
@@ -145,11 +67,11 @@ def rows_of(problem, ops, scales, coefficients) -> Rows:
     matrix = jnp.einsum("an,ank->nk", by_value, ops.nodes)
     right = jnp.sum(by_value * values, axis=0) - residual
     largest = jnp.max(jnp.abs(matrix * scales))
-    factors = jnp.sqrt(problem.weights) / jnp.where(largest > 0, largest, 1.0)
+    factors = jnp.sqrt(problem.axes[0].weights) / jnp.where(largest > 0, largest, 1.0)
     each = jnp.max(jnp.abs(ops.conditions * scales), axis=1)
     factors = jnp.concatenate([factors, 1.0 / jnp.where(each > 0, each, 1.0)])
     matrix = jnp.concatenate([matrix, ops.conditions])
-    right = jnp.concatenate([right, problem.values])
+    right = jnp.concatenate([right, problem.values[0]])
     return Rows(matrix * scales * factors[:, None], right * factors, factors)
 
 
@@ -225,11 +147,12 @@ def residuals(problem, ops, coefficients, at_check=True):
     left, by_value = equation.linearised(values)
     terms = by_value * values
     typical = jnp.stack([_size(ops.value @ coefficients), _size(ops.slope @ coefficients)])
-    slow = jnp.asarray([problem.length**-order for (order,) in equation.orders]) * typical[0]
+    (axis,) = problem.axes
+    slow = jnp.asarray([axis.length**-order for (order,) in equation.orders]) * typical[0]
     size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
     size = size + slow @ jnp.abs(by_value)
-    scale = jnp.sum(jnp.abs(problem.terms) @ typical, axis=1) + jnp.abs(problem.values)
-    misfit = jnp.abs(ops.conditions @ coefficients - problem.values)
+    scale = jnp.sum(jnp.abs(problem.axes[0].terms) @ typical, axis=1) + jnp.abs(problem.values[0])
+    misfit = jnp.abs(ops.conditions @ coefficients - problem.values[0])
     return _ratio(_size(left), _size(size)), jnp.max(_ratio(misfit, scale), initial=0.0)
 
 
@@ -246,31 +169,29 @@ class Covariance(NamedTuple):
         Upper triangular ``R``: the unit weights have covariance ``(RᵀR)⁻¹``.
     noise : scalar
         Deviation of the equation's error in its own units.
-    amplitude : scalar
-        Deviation of the prior's unit weights.
     log_evidence : scalar
     """
 
     factor: Any
     noise: Any
-    amplitude: Any
     log_evidence: Any
 
 
 def covariance(problem, ops, scales, coefficients) -> Covariance:
     """Uncertainty of the solution, from the residual that it leaves between the points.
 
-    The error of the equation is taken to be of the residual's size or of rounding's, whichever is
-    larger; the prior's amplitude is that of the solution.
+    Errors of the equation are taken to be independent from point to point, of the size of the
+    residual or of rounding; the prior's amplitude is that of the solution.
     """
     rows = rows_of(problem, ops, scales, coefficients)
     left, _ = problem.at_check.linearised(ops.check @ coefficients)
-    factor = rows.factors[: problem.nodes.shape[0]] / jnp.sqrt(problem.weights)
+    factor = rows.factors[: problem.axes[0].nodes.shape[0]] / jnp.sqrt(problem.axes[0].weights)
     eps = jnp.finfo(left.dtype).eps
     weights = jnp.abs(coefficients / jnp.where(scales > 0, scales, 1.0))
-    units = jnp.concatenate([jnp.sqrt(problem.weights), jnp.ones_like(problem.values)])
+    units = jnp.concatenate([jnp.sqrt(problem.axes[0].weights), jnp.ones_like(problem.values[0])])
     rounding = eps * _size((jnp.abs(rows.matrix) @ weights) / units)
-    found = jnp.hypot(_size(left) * factor[0], rounding)
+    nodes = problem.axes[0].nodes.shape[0]
+    found = jnp.hypot(_size(left) * factor[0], rounding) / jnp.sqrt(nodes)
     prior_power = jnp.mean((ops.value * scales) ** 2 @ jnp.ones_like(scales))
     power = jnp.mean((ops.value @ coefficients) ** 2)
     amplitude = jnp.sqrt(jnp.where(power > 0, power, 1.0) / prior_power)
@@ -286,4 +207,4 @@ def covariance(problem, ops, scales, coefficients) -> Covariance:
     log_evidence = -0.5 * (
         log_determinant + (misfit / noise) ** 2 + count * jnp.log(2.0 * jnp.pi)
     ) + jnp.sum(jnp.log(rows.factors))
-    return Covariance(triangle / noise, noise / factor[0], amplitude, log_evidence)
+    return Covariance(triangle / noise, noise * jnp.sqrt(nodes) / factor[0], log_evidence)

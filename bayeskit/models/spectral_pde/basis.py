@@ -1,0 +1,76 @@
+"""Functions of one dimension: derivatives of waves, and an orthonormal basis of a prior's own."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from bayeskit.linalg import safe
+from bayeskit.models.spectral_pde import frame
+from bayeskit.models.spectral_pde.spectrum import log_density
+
+_CUT = 1e-12  # of the largest singular value: what is below is rounding
+_SHARE = 0.85  # of as many functions as points: bands end below
+
+
+def derivative(axis, points, order):
+    """Columns (points, K) of all waves' derivatives, in the user's units, at scaled points."""
+    waves = frame.frequencies(axis.nodes.shape[0])
+    return frame.features(points, waves, order) / axis.length**order
+
+
+def condition_rows(axis):
+    """What the conditions of a dimension see of all waves, (conditions, K)."""
+    flat = axis.places.reshape(-1)
+    columns = [derivative(axis, flat, k) for k in range(2)]
+    shape = (*axis.places.shape, columns[0].shape[1])
+    parts = [columns[k].reshape(shape) * axis.terms[:, :, k, None] for k in range(2)]
+    return jnp.sum(parts[0] + parts[1], axis=1)
+
+
+def scales_of(kernel, components, axis):
+    """Prior deviations (K,) of the coefficients of waves, the largest being one."""
+    waves = frame.frequencies(axis.nodes.shape[0])
+    return jnp.exp(0.5 * frame.log_variances(log_density(kernel, components, waves)))
+
+
+class Basis(NamedTuple):
+    """Orthonormal functions of one dimension that span what its prior holds possible.
+
+    Attributes
+    ----------
+    transform : array (K, R)
+        From their coefficients to those of the waves; columns beyond the prior's rank are zero.
+    values : array (N, R)
+        At the nodes, times the roots of the weights: orthonormal columns, or zero ones.
+    conditions : array (C, R)
+    null : array (R, R - C)
+        Orthonormal: coefficients that satisfy the conditions with value zero.
+    lift : array (R, C)
+        Coefficients that give the conditions the values of the identity.
+    """
+
+    transform: Any
+    values: Any
+    conditions: Any
+    null: Any
+    lift: Any
+
+
+def basis_of(axis, scales) -> Basis:
+    """Singular vectors of the waves, weighted by the prior, in the quadrature's inner product."""
+    count = axis.nodes.shape[0]
+    root = jnp.sqrt(axis.weights)[:, None]
+    left, sizes, right = safe.svd(derivative(axis, axis.nodes, 0) * scales * root)
+    rank = int(_SHARE * count)
+    left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
+    kept = sizes > _CUT * sizes[0]
+    transform = scales[:, None] * right.T * jnp.where(kept, 1.0 / jnp.where(kept, sizes, 1.0), 0.0)
+    rows = condition_rows(axis) @ transform
+    number = rows.shape[0]
+    if not number:
+        return Basis(transform, left * kept, rows, jnp.eye(rank), jnp.zeros((rank, 0)))
+    orthogonal, upper = safe.qr(rows.T, complete=True)
+    square = safe.solve_triangular(upper[:number].T, jnp.eye(number))
+    return Basis(
+        transform, left * kept, rows, orthogonal[:, number:], orthogonal[:, :number] @ square
+    )

@@ -1,0 +1,295 @@
+r"""Collocation on a product of grids: zero-boundary bases and Sylvester's equation.
+
+Every dimension has an orthonormal basis :math:`\Psi_i` of the functions that its prior holds
+possible, split into :math:`N_i`, which satisfies the conditions with value zero, and a lift. The
+field is :math:`C = C_0 + (N_1 \otimes \dots \otimes N_d) Z` with a :math:`C_0` that satisfies the
+conditions, and the equation, projected on the same functions,
+
+.. math::
+    \Bigl(\sum_i I \otimes \dots \otimes A_i \otimes \dots \otimes I + c I\Bigr) Z = R, \quad
+    A_i = N_i^T \Psi_i^T \partial_i^{\alpha} \Psi_i N_i,
+
+is solved in :math:`O(d r^3 + d r^{d+1})`. Where coefficients vary, derivatives are mixed or the
+equation is not linear, this is the preconditioner of GMRES inside Newton's iteration, with the
+coefficients' means.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+
+from bayeskit.linalg.contract import kronecker_multiply
+from bayeskit.linalg.sylvester import schur_form, solve_kronecker_sum
+from bayeskit.models.spectral_pde.basis import Basis, basis_of, derivative
+from bayeskit.pde.residual import Affine
+
+_STEPS = 8
+_SETTLED = 1e-6
+_HALVINGS = 6
+_KRYLOV = 40
+_KRYLOV_TOLERANCE = 1e-10
+
+
+class Space(NamedTuple):
+    """Bases of all dimensions, and matrices for the derivatives in use.
+
+    Attributes
+    ----------
+    bases : tuple of Basis
+    at_nodes, at_check : tuples of dicts of arrays
+        By order: from coefficients to derivatives at the nodes (times the roots of the weights)
+        and at the points between them.
+    roots : array (N_1, …, N_d)
+        Roots of the weights.
+    """
+
+    bases: tuple[Basis, ...]
+    at_nodes: tuple
+    at_check: tuple
+    roots: Any
+
+
+def space_of(problem, scales) -> Space:
+    """Bases under prior deviations of the waves, one array a dimension."""
+    bases = [basis_of(axis, each) for axis, each in zip(problem.axes, scales, strict=True)]
+    at_nodes, at_check = [], []
+    for k, (axis, basis) in enumerate(zip(problem.axes, bases, strict=True)):
+        used = {0, 1, *(orders[k] for orders in problem.at_nodes.orders)}
+        root = jnp.sqrt(axis.weights)[:, None]
+        at_nodes.append({o: root * derivative(axis, axis.nodes, o) @ basis.transform for o in used})
+        at_check.append({o: derivative(axis, axis.check, o) @ basis.transform for o in used})
+    roots = jnp.ones(())
+    for axis in problem.axes:
+        roots = roots[..., None] * jnp.sqrt(axis.weights)
+    return Space(tuple(bases), tuple(at_nodes), tuple(at_check), roots)
+
+
+def _derivatives(matrices, orders, coefficients):
+    """All derivatives (A, product of points) of a field by its coefficients."""
+    found = [
+        kronecker_multiply([m[o] for m, o in zip(matrices, each, strict=True)], coefficients)
+        for each in orders
+    ]
+    return jnp.stack(found).reshape(len(orders), -1)
+
+
+def _projected(space, values):
+    """Inner products of weighted values at the nodes with the functions that vanish."""
+    tests = [(m[0] @ b.null).T for m, b in zip(space.at_nodes, space.bases, strict=True)]
+    return kronecker_multiply(tests, values)
+
+
+def coefficients_of(space, values):
+    """Coefficients of the field with such values (N_1, …, N_d) at the nodes."""
+    return kronecker_multiply([basis.values.T for basis in space.bases], values * space.roots)
+
+
+def values_of(space, coefficients):
+    """Values (N_1, …, N_d) at the nodes."""
+    return kronecker_multiply([m[0] for m in space.at_nodes], coefficients) / space.roots
+
+
+def with_conditions(problem, space, coefficients):
+    """The field moved so that it satisfies the conditions, one dimension after the other.
+
+    What later ones add is projected on what leaves the earlier ones as they are.
+    """
+    for k, basis in enumerate(space.bases):
+        if not basis.conditions.shape[0]:
+            continue
+        given = problem.values[k]
+        weighted = jnp.moveaxis(given, 0, k) * _roots_of_others(problem, k)
+        target = kronecker_multiply(
+            [
+                jnp.eye(given.shape[0]) if j == k else other.values.T
+                for j, other in enumerate(space.bases)
+            ],
+            weighted,
+        )
+        defect = target - kronecker_multiply(
+            [
+                other.conditions if j == k else jnp.eye(other.null.shape[0])
+                for j, other in enumerate(space.bases)
+            ],
+            coefficients,
+        )
+        moves = [
+            basis.lift
+            if j == k
+            else other.null @ other.null.T
+            if j < k
+            else jnp.eye(other.null.shape[0])
+            for j, other in enumerate(space.bases)
+        ]
+        coefficients = coefficients + kronecker_multiply(moves, defect)
+    return coefficients
+
+
+def _roots_of_others(problem, k):
+    """Roots of the weights of all dimensions but one, whose axis has length one."""
+    roots = jnp.ones(())
+    for j, axis in enumerate(problem.axes):
+        roots = roots[..., None] * (jnp.ones(1) if j == k else jnp.sqrt(axis.weights))
+    return roots
+
+
+def preconditioner(problem, space, by_value):
+    """The inverse of the equation with the means of its coefficients, mixed terms left out."""
+    means = jnp.mean(by_value, axis=1)
+    orders = problem.at_nodes.orders
+    forms = []
+    for k, (matrices, basis) in enumerate(zip(space.at_nodes, space.bases, strict=True)):
+        tests = matrices[0] @ basis.null
+        size = basis.null.shape[1]
+        matrix = jnp.zeros((size, size))
+        for mean, each in zip(means, orders, strict=True):
+            if each[k] and not any(o for j, o in enumerate(each) if j != k):
+                matrix = matrix + mean * (tests.T @ matrices[each[k]] @ basis.null)
+        # Functions beyond the prior's rank are zero: they must not make the system singular.
+        present = jnp.sum(tests**2, axis=0)
+        size_of = jnp.max(jnp.abs(matrix))
+        empty = (1.0 - present) * jnp.where(size_of > 0, size_of, 1.0)
+        forms.append(schur_form(matrix + jnp.diag(empty)))
+    plain = [mean for mean, each in zip(means, orders, strict=True) if not any(each)]
+    shift = sum(plain, jnp.zeros(()))
+    return lambda right: solve_kronecker_sum(forms, right, shift).real
+
+
+def is_direct(residual) -> bool:
+    """Whether the preconditioner is the inverse of the equation: constant, nothing mixed."""
+    unmixed = all(sum(order > 0 for order in each) <= 1 for each in residual.orders)
+    return isinstance(residual, Affine) and residual.constant and unmixed
+
+
+def _step_towards(problem, space, by_value, inverse, right):
+    """Solve the linearised equation, with coefficients as they are, for a projected residual."""
+    nulls = [basis.null for basis in space.bases]
+
+    def operator(z):
+        values = _derivatives(space.at_nodes, problem.at_nodes.orders, kronecker_multiply(nulls, z))
+        total = jnp.sum(by_value * values, axis=0).reshape(space.roots.shape)
+        return inverse(_projected(space, total))
+
+    start = inverse(right)
+    solver = lx.GMRES(
+        rtol=_KRYLOV_TOLERANCE, atol=0.0, max_steps=_KRYLOV, restart=_KRYLOV, stagnation_iters=10
+    )
+    linear = lx.FunctionLinearOperator(operator, jax.eval_shape(lambda: start))
+    options = {"y0": start}
+    return lx.linear_solve(linear, start, solver, options=options, throw=False).value
+
+
+def solve(problem, space, start):
+    """Coefficients of the field from a start, and the size of the last step relative to it."""
+    orders, shape = problem.at_nodes.orders, space.roots.shape
+    affine = isinstance(problem.at_nodes, Affine)
+    nulls = [basis.null for basis in space.bases]
+    coefficients = with_conditions(problem, space, start)
+
+    def linearised(coefficients):
+        values = _derivatives(space.at_nodes, orders, coefficients) / space.roots.reshape(-1)
+        return problem.at_nodes.linearised(values)
+
+    inverse = preconditioner(problem, space, linearised(coefficients)[1])
+    shares = 0.5 ** jnp.arange(1 if affine else _HALVINGS)
+
+    def merit(coefficients):
+        return jnp.sqrt(jnp.mean(linearised(coefficients)[0] ** 2))
+
+    def step(carry):
+        coefficients, last, _, count = carry
+        left, by_value = linearised(coefficients)
+        right = -_projected(space, left.reshape(shape) * space.roots)
+        if is_direct(problem.at_nodes):
+            # A second step refines.
+            found = inverse(right)
+        else:
+            found = _step_towards(problem, space, by_value, inverse, right)
+        towards = kronecker_multiply(nulls, found)
+        merits = jax.lax.map(lambda share: merit(coefficients + share * towards), shares)
+        moved = coefficients + shares[jnp.nanargmin(merits)] * towards
+        size = jnp.linalg.norm(moved - coefficients) / jnp.maximum(
+            jnp.linalg.norm(moved), jnp.finfo(moved.dtype).tiny
+        )
+        return moved, size, last, count + 1
+
+    def unfinished(carry):
+        _, size, last, count = carry
+        stalled = (size > 0.5 * last) & (size < _SETTLED)
+        return (count < _STEPS) & ~stalled & (size > 0) & ~jnp.isnan(size)
+
+    infinite = jnp.asarray(jnp.inf)
+    coefficients, size, _, _ = jax.lax.while_loop(
+        unfinished, step, (coefficients, infinite, infinite, jnp.asarray(0))
+    )
+    return coefficients, size
+
+
+def residuals(problem, space, coefficients):
+    """As for one dimension: root mean square between the nodes, and the largest condition."""
+    values = _derivatives(space.at_check, problem.at_check.orders, coefficients)
+    left, by_value = problem.at_check.linearised(values)
+    terms = by_value * values
+    typical = jnp.linalg.norm(coefficients)  # root mean square, by orthonormality
+    slow = [
+        math.prod(axis.length**-o for axis, o in zip(problem.axes, each, strict=True)) * typical
+        for each in problem.at_check.orders
+    ]
+    size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
+    size = size + jnp.stack(slow) @ jnp.abs(by_value)
+    misfits = [_misfit(problem, space, coefficients, k, typical) for k in range(len(problem.axes))]
+    return _ratio(_rms(left), _rms(size)), jnp.max(jnp.stack(misfits))
+
+
+def _misfit(problem, space, coefficients, k, typical):
+    """Largest relative misfit of the conditions of one dimension."""
+    given = problem.values[k]
+    if not given.shape[0]:
+        return jnp.zeros(())
+
+    def at_nodes(matrix):
+        factors = [
+            matrix if j == k else m[0] / jnp.sqrt(axis.weights)[:, None]
+            for j, (m, axis) in enumerate(zip(space.at_nodes, problem.axes, strict=True))
+        ]
+        return jnp.moveaxis(kronecker_multiply(factors, coefficients), k, 0)
+
+    slope = _rms(at_nodes(space.at_nodes[k][1] / jnp.sqrt(problem.axes[k].weights)[:, None]))
+    weights = jnp.sum(jnp.abs(problem.axes[k].terms), axis=1)
+    flat = given.reshape(given.shape[0], -1)
+    scale = weights @ jnp.stack([typical, slope]) + jnp.max(jnp.abs(flat), axis=1)
+    misfit = jnp.abs(at_nodes(space.bases[k].conditions).reshape(flat.shape) - flat)
+    return jnp.max(_ratio(jnp.max(misfit, axis=1), scale))
+
+
+def _rms(values):
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def _ratio(part, whole):
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
+def deviations(key, problem, space, coefficients, count):
+    """Draws (count, R_1, …, R_d) of the field's error: what the residual found may have hidden.
+
+    The projected equation has independent errors, all together of the residual's size.
+    Coefficients that vary are replaced by their means.
+    """
+    values = _derivatives(space.at_check, problem.at_check.orders, coefficients)
+    left, _ = problem.at_check.linearised(values)
+    at_nodes = _derivatives(space.at_nodes, problem.at_nodes.orders, coefficients)
+    _, by_value = problem.at_nodes.linearised(at_nodes / space.roots.reshape(-1))
+    noise = _rms(left)
+    inverse = preconditioner(problem, space, by_value)
+    nulls = [basis.null for basis in space.bases]
+    shape = tuple(null.shape[1] for null in nulls)
+
+    def draw(key):
+        errors = noise / jnp.sqrt(math.prod(shape)) * jax.random.normal(key, shape)
+        return kronecker_multiply(nulls, inverse(errors))
+
+    return jax.lax.map(draw, jax.random.split(key, count)), noise

@@ -1,0 +1,161 @@
+"""Solutions in two and three dimensions against closed forms."""
+
+import re
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bayeskit as bk
+from bayeskit.models import SpectralPDE
+from bayeskit.pde import PDE, Dirichlet, Initial, Neumann, Periodic
+
+POINTS = 40
+TEST = np.linspace(0.0, 1.0, 41)
+BOX = {"x": (0.0, 1.0), "y": (0.0, 1.0)}
+
+
+def solve(residual, conditions, box=BOX, points=POINTS, **options):
+    model = SpectralPDE(PDE(residual, box, conditions), grid=dict.fromkeys(box, points))
+    return bk.infer(model, None, **options)
+
+
+def relative_error(posterior, truth, dims=2, points=TEST, **options):
+    names = "xyz"[:dims]
+    found = posterior.predict(dict.fromkeys(names, points), **options).mean
+    expected = truth(*np.meshgrid(*[points] * dims, indexing="ij"))
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def product(x, y):
+    return np.sin(14 * x) * np.cos(11 * y) + x * y
+
+
+def faces(truth, dims="xy"):
+    return tuple(Dirichlet(dim, end, truth) for dim in dims for end in (0.0, 1.0))
+
+
+def poisson(u, x, y):
+    return u.d("x", 2) + u.d("y", 2) + 317.0 * (product(x, y) - x * y)
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return solve(poisson, faces(product))
+
+
+def test_poisson_equals_the_closed_form(posterior):
+    error = relative_error(posterior, product)
+    assert error < 1e-8
+    assert error <= 30 * posterior.residual
+    mixed = {"x": 1, "y": 1}
+    truth = lambda x, y: -154 * np.cos(14 * x) * np.sin(11 * y) + 1.0  # noqa: E731
+    assert relative_error(posterior, truth, derivative=mixed) < 1e-7
+    found = posterior.predict({"x": TEST, "y": TEST[:5]})
+    assert found.mean.shape == found.variance.shape == (41, 5)
+    assert found.dims == ("x", "y")
+
+
+def test_spectra_by_dimension():
+    truth = lambda x, y: np.sin(40 * x) * np.cos(30 * y)  # noqa: E731
+    found = solve(lambda u, x, y: u.d("x", 2) + u.d("y", 2) + 2500.0 * truth(x, y), faces(truth))
+    for dim, frequency in (("x", 40.0), ("y", 30.0)):
+        assert abs(found.spectrum(dim).peaks[0] - frequency / (2 * np.pi)) < 0.1
+
+
+def test_draws_trees_and_files(posterior, tmp_path):
+    draws = posterior.sample(0, 2000)["solution"]
+    deviation = np.sqrt(posterior.variance["solution"])
+    inside = np.abs(draws - posterior.mean["solution"]) < 5 * deviation + 1e-14
+    assert inside.mean() > 0.999
+    np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.15, atol=1e-14)
+    tree = posterior.to_datatree(num_draws=5, predictions={"x": [0.1], "y": [0.2, 0.7]})
+    predicted = tree["predictions"]["solution"]
+    assert predicted.dims == ("chain", "draw", "x", "y")
+    expected = posterior.predict({"x": [0.1], "y": [0.2, 0.7]}).mean
+    np.testing.assert_allclose(predicted[0, 0], expected, atol=1e-7)
+    posterior.save(tmp_path / "posterior.nc")
+    again = bk.load(tmp_path / "posterior.nc", posterior.model)
+    np.testing.assert_array_equal(again.predict().mean, posterior.predict().mean)
+
+
+def test_wave_equation_from_initial_data():
+    truth = lambda x, t: np.sin(3 * np.pi * x) * np.cos(3 * np.pi * t)  # noqa: E731
+    found = solve(
+        lambda u, x, y: u.d("y", 2) - u.d("x", 2),
+        [*faces(truth, "x"), Initial("y", truth), Initial("y", 0.0, order=1)],
+    )
+    assert relative_error(found, truth) < 1e-8
+
+
+def test_advection_from_inflow():
+    truth = lambda x, t: np.sin(x - 20 * t)  # noqa: E731
+    found = solve(
+        lambda u, x, y: 20.0 * u.d("x") + u.d("y"),
+        [Dirichlet("x", 0.0, truth), Initial("y", truth)],
+    )
+    assert relative_error(found, truth) < 1e-8
+
+
+def test_nonlinear_equation_with_mixed_derivatives_and_varying_coefficients():
+    def truth(x, y):
+        return np.sin(2 * np.pi * x) * np.cos(5 * y)
+
+    def source(x, y):
+        value, slopes = truth(x, y), -10 * np.pi * np.cos(2 * np.pi * x) * np.sin(5 * y)
+        diffusion = -(1 + y) * ((2 * np.pi) ** 2 + 25) * value
+        return diffusion + 0.4 * slopes + np.sin(value)
+
+    found = solve(
+        lambda u, x, y: (
+            (1 + y) * (u.d("x", 2) + u.d("y", 2))
+            + 0.4 * u.d(x=1, y=1)
+            + jnp.sin(u())
+            - source(x, y)
+        ),
+        [
+            Periodic("x"),
+            Dirichlet("y", 0.0, truth),
+            Neumann("y", 1.0, lambda x, y: -5 * np.sin(2 * np.pi * x) * np.sin(5 * y)),
+        ],
+    )
+    error = relative_error(found, truth)
+    assert found.convergence.converged
+    assert error < 1e-8
+    assert error <= 30 * found.residual
+
+
+def test_three_dimensions():
+    truth = lambda x, y, z: np.sin(4 * x) * np.cos(3 * y) * np.exp(z)  # noqa: E731
+    found = solve(
+        lambda u, x, y, z: u.d("x", 2) + u.d("y", 2) + u.d("z", 2) + 24.0 * truth(x, y, z),
+        faces(truth, "xyz"),
+        {**BOX, "z": (0.0, 1.0)},
+        24,
+    )
+    assert relative_error(found, truth, 3, TEST[::8]) < 1e-7
+
+
+def contradictory(x, y):
+    return np.where(x == 0.0, 1.0, 0.0) + 0.0 * y
+
+
+@pytest.mark.parametrize(
+    ("residual", "conditions", "message"),
+    [
+        (poisson, faces(contradictory), "conditions are met to"),
+        (poisson, faces(product)[:3], "1 conditions are missing"),
+        (lambda u, x, y: u.d("x", 2) + u.d("y", 2) - np.sign(x - y), faces(product), "not smooth"),
+    ],
+)
+def test_doubtful_answers_are_warned_about(residual, conditions, message):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solve(residual, conditions)
+    assert any(re.search(message, str(each.message)) for each in caught), [*map(str, caught)]
+
+
+def test_conditions_stated_twice_are_refused():
+    with pytest.raises(ValueError, match="along 'y' say the same twice"):
+        solve(poisson, (*faces(product), Initial("y", 0.0)))
