@@ -1,6 +1,7 @@
 """What every benchmark shares: its report, its bars, timing side by side, peak memory."""
 
 import datetime
+import hashlib
 import importlib
 import json
 import math
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent
+PARTS = ROOT / "parts"
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": lambda value, limit: value < limit,
     "<=": lambda value, limit: value <= limit,
@@ -177,15 +179,30 @@ def in_subprocess(
 def in_two_processes(target: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Results of ``"module:function"`` for several arguments, two processes at a time.
 
-    For work that is not timed. Every process gets an equal share of the machine's cores.
+    For work that is not timed. Every process gets an equal share of the machine's cores. Results
+    are kept in a folder by commit, so that a study that was interrupted goes on where it was; with
+    uncommitted changes nothing is kept.
     """
+    kept = None if _uncommitted_changes() else PARTS / _git("rev-parse", "HEAD")
+
+    def one(each):
+        name = hashlib.sha256(json.dumps([target, each], sort_keys=True).encode()).hexdigest()
+        file = None if kept is None else kept / f"{name}.json"
+        if file is not None and file.exists():
+            return json.loads(file.read_text())
+        result = in_subprocess(target, share, **each)["result"]
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(result))
+            part.replace(file)
+        return result
+
     # Threads of two libraries of linear algebra on the same cores wait for each other.
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     share = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), threads)
     with ThreadPoolExecutor(2) as pool:
-        return list(
-            pool.map(lambda each: in_subprocess(target, share, **each)["result"], arguments)
-        )
+        return list(pool.map(one, arguments))
 
 
 def peak_bytes() -> int:
@@ -259,9 +276,7 @@ def environment() -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         # Results themselves do not count: a run of several studies writes them one by one.
-        "uncommitted_changes": bool(
-            _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
-        ),
+        "uncommitted_changes": _uncommitted_changes(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -273,6 +288,10 @@ def environment() -> dict[str, Any]:
         "jax": jax.__version__,
         "numpy": np.__version__,
     }
+
+
+def _uncommitted_changes() -> bool:
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"))
 
 
 def _git(*arguments: str) -> str:

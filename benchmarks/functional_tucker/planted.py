@@ -54,9 +54,10 @@ def run(options: Options) -> Report:
         for name in PROBLEMS
         for seed in range(seeds)
     ]
+    parts = [[task for task in tasks if task["name"] == name] for name in PROBLEMS]
     found = in_two_processes(
         "benchmarks.functional_tucker.planted:several",
-        [{"tasks": half} for half in (tasks[::2], tasks[1::2]) if half],
+        [{"tasks": half} for part in parts for half in (part[::2], part[1::2]) if half],
     )
     results = sorted((e for half in found for e in half), key=lambda e: (e["name"], e["seed"]))
     report.results["problems"] = results

@@ -17,6 +17,7 @@ from bayeskit.precision import double_precision
 from bayeskit.results import AbstractApproximation, Prediction
 
 _PEAK_SHARE = 0.01
+_ROUNDING = 8.0  # units of it, in evaluating a field
 
 
 class Places(eqx.Module):
@@ -58,19 +59,44 @@ class AbstractSolution(AbstractApproximation):
     ----------
     components : tuple of Components
         One a dimension, in cycles per box.
-    residual, noise, power : scalars
-        Relative residual between the nodes; deviation of the equation's error; mean square of the
-        field.
+    residual, misfit, noise, power : scalars
+        Relative residual between the nodes and at the conditions; deviation of the equation's
+        error; mean square of the field.
     """
 
     components: eqx.AbstractVar[Any]
     residual: eqx.AbstractVar[Any]
+    misfit: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
     power: eqx.AbstractVar[Any]
 
     @abc.abstractmethod
-    def predict(self, inputs, include_noise, model, data) -> tuple[Any, Any]:
-        """Mean and variance on a grid; there is no noise."""
+    def on_grid(self, data, places) -> tuple[Any, Any]:
+        """Mean, and variance by the equation's error alone, on a grid."""
+
+    def predict(self, inputs, include_noise, model, data):
+        """Mean and variance on a grid, no smaller than the error of the conditions or of rounding.
+
+        There is no noise.
+        """
+        mean, variance = self.on_grid(data, nodes_of(data) if inputs is None else inputs)
+        return mean, variance + self._floor(mean) ** 2
+
+    def _floor(self, mean):
+        """Smallest deviation of a field: what the conditions are met to, or rounding."""
+        relative = jnp.maximum(self.misfit, _ROUNDING * jnp.finfo(mean.dtype).eps)
+        return relative * jnp.max(jnp.abs(mean))
+
+    @abc.abstractmethod
+    def draw(self, key, data):
+        """A field at the nodes, by the equation's error alone."""
+
+    def sample(self, key, model, data):
+        """The field at the nodes; the smallest deviation moves it as a whole."""
+        own, whole = jax.random.split(key)
+        mean, _ = self.on_grid(data, nodes_of(data))
+        moved = self._floor(mean) * jax.random.normal(whole, (), mean.dtype)
+        return {"solution": self.draw(own, data) + moved}
 
     def plugged_in(self, model, data):
         """Components in the user's units, whose weights sum to the power of the field."""
@@ -114,6 +140,7 @@ class DenseSolution(AbstractSolution):
     factor: Any
     components: Any
     residual: Any
+    misfit: Any
     noise: Any
     power: Any
 
@@ -121,17 +148,17 @@ class DenseSolution(AbstractSolution):
     def _features(data, places):
         return derivative(data.axes[0], places.points[0], places.orders[0])
 
-    def predict(self, inputs, include_noise, model, data):
-        """Mean and variance on a grid."""
-        features = self._features(data, nodes_of(data) if inputs is None else inputs)
+    def on_grid(self, data, places):
+        """See :class:`AbstractSolution`."""
+        features = self._features(data, places)
         spread = safe.solve_triangular(self.factor.T, (features * self.scales).T)
         return features @ self.coefficients, jnp.sum(spread**2, axis=0)
 
-    def sample(self, key, model, data):
-        """The field at the nodes."""
+    def draw(self, key, data):
+        """See :class:`AbstractSolution`."""
         noise = jax.random.normal(key, self.coefficients.shape, self.coefficients.dtype)
         moved = self.coefficients + self.scales * back_substitute(self.factor, noise)
-        return {"solution": self._features(data, nodes_of(data)) @ moved}
+        return self._features(data, nodes_of(data)) @ moved
 
 
 class TensorSolution(AbstractSolution):
@@ -151,6 +178,7 @@ class TensorSolution(AbstractSolution):
     deviations: Any
     components: Any
     residual: Any
+    misfit: Any
     noise: Any
     power: Any
 
@@ -162,9 +190,9 @@ class TensorSolution(AbstractSolution):
             )
         ]
 
-    def predict(self, inputs, include_noise, model, data):
-        """Mean and variance on a grid."""
-        factors = self._factors(data, nodes_of(data) if inputs is None else inputs)
+    def on_grid(self, data, places):
+        """See :class:`AbstractSolution`."""
+        factors = self._factors(data, places)
         mean = kronecker_multiply(factors, self.coefficients)
 
         def add(total, deviation):
@@ -173,12 +201,12 @@ class TensorSolution(AbstractSolution):
         total, _ = jax.lax.scan(add, jnp.zeros_like(mean), self.deviations)
         return mean, total / self.deviations.shape[0]
 
-    def sample(self, key, model, data):
+    def draw(self, key, data):
         """A random combination of the deviations, whose covariance is theirs."""
         count = self.deviations.shape[0]
         weights = jax.random.normal(key, (count,), self.coefficients.dtype) / jnp.sqrt(count)
         moved = self.coefficients + jnp.tensordot(weights, self.deviations, axes=1)
-        return {"solution": kronecker_multiply(self._factors(data, nodes_of(data)), moved)}
+        return kronecker_multiply(self._factors(data, nodes_of(data)), moved)
 
 
 class SpectralPDEPosterior(Posterior):
@@ -195,7 +223,8 @@ class SpectralPDEPosterior(Posterior):
         mean, variance = self.mean["solution"], self.variance["solution"]
         power = float(np.mean(mean**2))
         relative = float(np.sqrt(np.mean(variance) / power)) if power > 0 else 0.0
-        return max(float(self.approximation.residual), relative)
+        found = self.approximation
+        return max(float(found.residual), float(found.misfit), relative)
 
     def predict(self, inputs=None, *, derivative=None, include_noise=False) -> Prediction:
         """The solution or a derivative of it, on any grid in the domain.

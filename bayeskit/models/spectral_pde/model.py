@@ -91,14 +91,17 @@ class SpectralPDE(SupportsEM):
 
     Notes
     -----
-    There are no measurements so far: ``bk.infer(model, None)``. Sites: ``solution`` (points,),
-    ``coefficients`` of the waves, ``equation_noise`` and, for a dimension ``x``, ``weights_x``,
-    ``frequencies_x``, ``widths_x`` (components,), in cycles per unit of ``x``.
+    There are no measurements so far: ``bk.infer(model, None)``. Sites: ``solution`` (points, …),
+    ``equation_noise`` and, for every dimension ``x``, ``weights_x``, ``frequencies_x`` and
+    ``widths_x`` (components,), in cycles per unit of ``x``.
 
     EM's step ``"residual"`` tries nine bands of frequencies and keeps the one with the smallest
-    residual between the collocation points, which needs no true solution; nonlinear equations are
-    solved by Newton's iteration under each. One solve of a linear equation costs O(N³) for N
-    points. Always in double precision.
+    residual between the collocation points (of nearly equal ones in one dimension the most
+    probable; in several the first that is good enough), which needs no true solution; nonlinear
+    equations are solved by Newton's iteration under each. A linear solve under one band costs
+    O(N³) for N points in one dimension and O(d N³ + d N^(d+1)) for N points in each of d. Always in
+    double precision; several dimensions need a CPU where the operator is not symmetric (Schur
+    forms).
 
     Examples
     --------

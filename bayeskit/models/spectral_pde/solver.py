@@ -121,7 +121,8 @@ class DenseSolver(AbstractSolver):
             scales,
             spread.factor,
             components,
-            jnp.maximum(residual, misfit),
+            residual,
+            misfit,
             spread.noise,
             jnp.mean((ops.value @ field) ** 2),
         )
@@ -169,7 +170,8 @@ class TensorSolver(AbstractSolver):
             tuple(basis.transform for basis in space.bases),
             deviations,
             components,
-            jnp.maximum(residual, misfit),
+            residual,
+            misfit,
             noise,
             jnp.sum(field**2),
         )
