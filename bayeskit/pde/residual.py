@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 from bayeskit.errors import PrecisionWarning
 from bayeskit.pde.field import Field
 
+_PROBES = (0.0, 1.0, 0.37, -0.61)  # values of the field and its derivatives that are tried
+
 
 class Code:
     """A program of JAX without its constants: equal to every other of the same text."""
@@ -168,8 +170,9 @@ def trace(pde, coordinates, orders) -> Affine | Nonlinear:
     constants = tuple(_double(np.asarray(each)) for each in closed.consts)
     nonlinear = Nonlinear(orders, Code(closed.jaxpr), constants)
     zeros = jnp.zeros((len(orders), count))
-    value = nonlinear.value(zeros + 1.0)
-    _check_finite(pde, coordinates, "value for u = 1 and all derivatives 1", value)
+    probed = jnp.stack([nonlinear.value(zeros + probe) for probe in _PROBES])
+    impossible = jnp.where(jnp.all(~jnp.isfinite(probed), axis=0), jnp.nan, 0.0)
+    _check_finite(pde, coordinates, "value for every field tried", impossible)
     _check_local(nonlinear, zeros)
     linear = jax.make_jaxpr(lambda values: nonlinear.linearised(values)[1])(zeros)
     if _depends(linear.jaxpr)[0]:
@@ -205,13 +208,20 @@ def _check_finite(pde, coordinates, what, values):
 
 
 def _check_local(residual, zeros):
-    """A change of the field at the first half of the points moves the residual there only."""
+    """A change of the field at one half of the points moves the residual there only."""
     half = zeros.shape[1] // 2
-    tangent = jnp.zeros_like(zeros).at[:, :half].set(1.0)
-    moved = jax.jvp(residual.value, (zeros + 0.5,), (tangent,))[1]
-    back = jax.jvp(residual.value, (zeros + 0.5,), (1.0 - tangent,))[1]
-    if bool(jnp.any(moved[half:] != 0)) or bool(jnp.any(back[:half] != 0)):
-        raise ValueError("residual mixes points: integrals and other nonlocal terms are not PDEs")
+    first = jnp.zeros_like(zeros).at[:, :half].set(1.0)
+
+    def moved(probe, tangent):
+        change = jax.jvp(residual.value, (zeros + probe,), (tangent,))[1]
+        return jnp.isfinite(change) & (change != 0)
+
+    for probe in _PROBES:
+        elsewhere = jnp.any(moved(probe, first)[half:]) | jnp.any(moved(probe, 1.0 - first)[:half])
+        if bool(elsewhere):
+            raise ValueError(
+                "residual mixes points: integrals and other nonlocal terms are not PDEs"
+            )
 
 
 def _depends(jaxpr, inputs=None):

@@ -20,12 +20,12 @@ ORDER = 2
 TITLE = "Beijing air pollution by time and station, and by all modes: held out"
 MINUTES = (30, 100)
 
-# Modes, and ranks among which the bound chooses.
+# Modes, and ranks among which the bound chooses; one for all modes, whose fits take minutes.
 TWO, THREE, FOUR = "time × station", "temperature × pressure × time", "all four"
 MODES = {
     TWO: (("day", "station"), (8, 10)),
     THREE: (("temperature", "pressure", "day"), (2, 3)),
-    FOUR: (("temperature", "pressure", "day", "station"), (8, 10)),
+    FOUR: (("temperature", "pressure", "day", "station"), (8,)),
 }
 LIMITS = {"pm25": (0.197, 0.190), "pm10": (0.235, 0.226), "so2": (0.240, 0.231)}
 # Means over the authors' folds of the best setting in their logs, which saw the test rows.

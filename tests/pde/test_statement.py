@@ -61,6 +61,11 @@ def test_linearisation_of_nonlinear_residuals_is_their_derivative(function, deri
     np.testing.assert_allclose(by_value[found.orders.index((0,))], derivative(own), rtol=1e-13)
 
 
+def test_residuals_need_not_be_finite_for_every_field():
+    found = traced(lambda u, x: u.d("x", 2) - jnp.log(u() - 0.5))
+    assert isinstance(found, residual.Nonlinear)
+
+
 def test_same_statement_is_the_same_program():
     def state(source):
         return traced(lambda u, x: u.d("x", 2) + u**3 - source(x))

@@ -88,7 +88,7 @@ class AbstractSolution(AbstractApproximation):
         return relative * jnp.max(jnp.abs(mean))
 
     @abc.abstractmethod
-    def draw(self, key, data):
+    def draw(self, key, data) -> Any:
         """A field at the nodes, by the equation's error alone."""
 
     def sample(self, key, model, data):
