@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import inspect
 import json
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ from numpyro.distributions.util import lazy_property
 
 _CLASSES: dict[str, Any] = {}
 _LITERALS = (type(None), bool, int, float, str)
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 # Booleans, numbers, dates and strings.
 _KINDS = "biufcMmU"
 _NUMPYRO = {
@@ -99,8 +97,9 @@ def encode(value, arrays, where="value"):
         return _encode_fields(name, parts, arrays, where)
     if isinstance(value, UserFunction):
         return {"function": value.name}
-    if isinstance(value, _FUNCTIONS):
-        return {"function": f"{value.__module__}.{value.__qualname__}"}
+    if callable(value) and not isinstance(value, type):
+        found = getattr(value, "__qualname__", getattr(value, "__name__", name))
+        return {"function": f"{getattr(value, '__module__', None) or 'numpy'}.{found}"}
     raise _not_storable(where, f"{name} of {value.dtype}" if hasattr(value, "dtype") else name)
 
 

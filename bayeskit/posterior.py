@@ -17,7 +17,7 @@ from bayeskit import evaluation
 from bayeskit.errors import BayeskitWarning
 from bayeskit.precision import as_key, double_precision, to_host
 from bayeskit.results import Labels, Prediction, PredictionTarget, positive_count
-from bayeskit.storage import load_fields, same_structure, save_tree
+from bayeskit.storage import content_of, has_functions, load_fields, same_structure, save_tree
 from bayeskit.tree import result_tree, summary_table
 
 # What a file holds; everything else follows from it.
@@ -362,7 +362,10 @@ class Posterior:
             default; give one with draws, or with groups of your own.
         """
         fields = {name: getattr(self, name) for name in _STORED}
-        save_tree(path, self.to_datatree(sites=()) if tree is None else tree, fields)
+        # Functions are in no file; what they gave is compared instead.
+        content = content_of(self.prepared.data) if has_functions(self.model) else None
+        tree = self.to_datatree(sites=()) if tree is None else tree
+        save_tree(path, tree, {**fields, "content": content})
 
     def __repr__(self):
         status = self.convergence
@@ -433,6 +436,12 @@ def load(path, model=None) -> Posterior:
         warnings.simplefilter("ignore", BayeskitWarning)
         prepared = model.prepare(fields["data"], batch=fields["batch"] is not None)
         fields["approximation"] = jax.tree.map(jnp.asarray, fields["approximation"])
+        content = fields.pop("content")
+        if content not in (None, content_of(prepared.data)):
+            raise ValueError(
+                "model is not the one that was saved: its functions give other values than when "
+                f"{str(path)!r} was written"
+            )
     labels = fields.pop("labels")
     return model.posterior_class(
         **{**fields, "model": model, "prepared": prepared._replace(labels=labels)}

@@ -5,23 +5,44 @@ the description that :mod:`bayeskit.codec` makes of it, and the arrays that this
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import xarray as xr
 
 from bayeskit.codec import decode, encode, functions_in
 
 _GROUP = "bayeskit"
-_SCHEMA = 3
+_SCHEMA = 4
+
+
+def content_of(data) -> str:
+    """SHA-256 of prepared data: of what they are made of, and of all numbers."""
+    leaves, structure = jax.tree.flatten(data)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def has_functions(model) -> bool:
+    """Whether a model has functions of the user's, which no file holds."""
+    return bool(functions_in(encode(model, [], "model")))
 
 
 def save_tree(path, tree, fields) -> None:
     """Write a result tree and the fields of a posterior: a temporary file, synced, then renamed."""
     arrays: list[np.ndarray] = []
     encoded = {name: encode(value, arrays, name) for name, value in fields.items()}
+    for name, description in encoded.items():
+        if name != "model" and (functions := functions_in(description)):
+            raise TypeError(f"{name} has functions, which cannot be stored: {', '.join(functions)}")
     structure = json.dumps({"schema": _SCHEMA, "fields": encoded})
     # A dimension of length zero is an unlimited one to NetCDF.
     variables = {
@@ -44,7 +65,7 @@ def save_tree(path, tree, fields) -> None:
         raise
 
 
-def load_fields(path, with_functions) -> dict:
+def load_fields(path, with_functions=False) -> dict:
     """The fields that :func:`save_tree` wrote.
 
     Raises
@@ -72,7 +93,7 @@ def load_fields(path, with_functions) -> dict:
         raise ValueError(
             f"{str(path)!r} has schema {structure['schema']}; this version reads schema {_SCHEMA}"
         )
-    functions = functions_in(structure["fields"]["model"])
+    functions = functions_in(structure["fields"].get("model"))
     if functions and not with_functions:
         raise ValueError(
             f"the model of {str(path)!r} has functions of your own ({', '.join(functions)}), which "

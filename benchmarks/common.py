@@ -179,19 +179,27 @@ def in_subprocess(
 def in_two_processes(target: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Results of ``"module:function"`` for several arguments, two processes at a time.
 
-    For work that is not timed. Every process gets an equal share of the machine's cores. Results
-    are kept in a folder by commit, so that a study that was interrupted goes on where it was; with
-    uncommitted changes nothing is kept.
+    Every process gets an equal share of the machine's cores, so that only rough times mean
+    something. Results are kept in a folder by commit, machine and versions, so that a study that
+    was interrupted goes on where it was; nothing is kept with uncommitted changes.
     """
-    kept = None if _uncommitted_changes() else PARTS / _git("rev-parse", "HEAD")
+    surroundings = environment()
+    machine = [surroundings[name] for name in ("processor", "cores", "device", "jax", "numpy")]
+
+    def folder():
+        commit = _git("rev-parse", "HEAD")
+        return PARTS / commit if commit and not _uncommitted_changes() else None
+
+    kept = folder()
 
     def one(each):
-        name = hashlib.sha256(json.dumps([target, each], sort_keys=True).encode()).hexdigest()
+        identity = json.dumps([target, each, machine], sort_keys=True)
+        name = hashlib.sha256(identity.encode()).hexdigest()
         file = None if kept is None else kept / f"{name}.json"
         if file is not None and file.exists():
             return json.loads(file.read_text())
         result = in_subprocess(target, share, **each)["result"]
-        if file is not None:
+        if file is not None and folder() == kept:
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
             part.write_text(json.dumps(result))

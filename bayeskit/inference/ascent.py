@@ -180,8 +180,10 @@ class EM(_Ascent):
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
         approximation, log_evidence, diagnosed = model.em_finish(data, best)
-        # NaN: there is none. A breakdown shows in the parameters and the objective.
-        finite = finite & ~jnp.isinf(log_evidence)
+        if log_evidence is None:
+            log_evidence = jnp.asarray(jnp.nan)
+        else:
+            finite = finite & jnp.isfinite(log_evidence)
         return Fit(approximation, log_evidence, finite, lane, diagnosed)
 
 

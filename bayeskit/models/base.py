@@ -187,7 +187,10 @@ class SupportsEM(AbstractModel):
 
     @abc.abstractmethod
     def em_finish(self, data, parameters):
-        """The posterior given the estimates, the log evidence, and diagnostics for ``caveats``."""
+        """The posterior given the estimates, the log evidence, and diagnostics for ``caveats``.
+
+        The log evidence is ``None`` where the model has none.
+        """
 
 
 class SupportsMessages(AbstractModel):

@@ -62,6 +62,17 @@ class Field:
             orders = {dim: 1 if order is None else order}
         return self._read(orders_of(orders, self.coordinates))
 
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __eq__(self, other):
+        raise _no_array()
+
+    def __ne__(self, other):
+        raise _no_array()
+
+    def __bool__(self):
+        raise _no_array()
+
     def __add__(self, other):
         return self() + _value(other)
 
@@ -99,7 +110,11 @@ class Field:
         return self()
 
     def __array__(self, *_, **__):
-        raise TypeError("a Field is no array: write u() for its value")
+        raise _no_array()
+
+
+def _no_array():
+    return TypeError("a Field is no array: write u() for its value")
 
 
 def orders_of(orders, dims) -> tuple[int, ...]:

@@ -104,14 +104,26 @@ def _check_ends(name, ends) -> tuple[float, float]:
 def _check_residual(residual, dims):
     if not callable(residual):
         raise TypeError(f"residual must be a function, got {type(residual).__name__}")
-    expected = f"(u, {', '.join(dims)})"
-    try:
-        inspect.signature(residual).bind(None, *dims)
-    except TypeError:
-        raise TypeError(f"residual must take {expected}, in the order of the domain") from None
-    except ValueError:  # built-in functions have no signature
-        pass
+    check_parameters("residual", residual, dims, ("u",))
     return residual
+
+
+def check_parameters(name, function, dims, first=()):
+    """Whether a function takes all coordinates, and not by the domain's names in another order."""
+    expected = f"({', '.join([*first, *dims])})"
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*first, *dims)
+    except TypeError:
+        raise TypeError(f"{name} must take {expected}, in the order of the domain") from None
+    except ValueError:  # built-in functions have no signature
+        return
+    given = tuple(signature.parameters)[len(first) :]
+    if set(given) == set(dims) and given != tuple(dims):
+        raise ValueError(
+            f"{name} takes {', '.join(given)}; coordinates come in the order of the domain: "
+            f"{expected}"
+        )
 
 
 def _check_condition(name, condition, pde):
@@ -122,7 +134,9 @@ def _check_condition(name, condition, pde):
         raise ValueError(f"{name} is of {condition.dim!r}; the dimensions are {list(pde.dims)}")
     lower, upper = pde.ends(condition.dim)
     slack = 1e-9 * (upper - lower)
-    for terms, _ in condition.functionals:
+    for terms, value in condition.functionals:
+        if callable(value):
+            check_parameters(f"value of {name}", value, pde.dims)
         for term in terms:
             place = pde.place(condition.dim, term.place)
             if min(abs(place - lower), abs(place - upper)) > slack:

@@ -15,23 +15,43 @@ from bayeskit.errors import PrecisionWarning
 from bayeskit.pde.field import Field
 
 _PROBES = (0.0, 1.0, 0.37, -0.61)  # values of the field and its derivatives that are tried
+_SIZES = (1e-2, 1.0, 1e2, 1e4, 1e6)  # of random ones
+_SAME = 1e-10
+# Primitives whose inner program has the same arguments and results.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "checkpoint", "remat")
 
 
 class Code:
-    """A program of JAX without its constants: equal to every other of the same text."""
+    """A program of JAX: equal to every other of the same text, inner constants and functions."""
 
     def __init__(self, jaxpr):
         self.jaxpr = jaxpr
-        self._text = str(jaxpr)
+        self._key = (str(jaxpr), *_hidden(jaxpr))
 
     def __eq__(self, other):
-        return isinstance(other, Code) and self._text == other._text
+        return isinstance(other, Code) and self._key == other._key
 
     def __hash__(self):
-        return hash(self._text)
+        return hash(self._key)
 
     def __repr__(self):
-        return self._text
+        return self._key[0]
+
+
+def _hidden(part):
+    """What the text of a program does not show: arrays by content, functions by identity."""
+    if isinstance(part, core.ClosedJaxpr):
+        return [*_hidden(part.jaxpr), *_hidden(list(part.consts))]
+    if isinstance(part, core.Jaxpr):
+        literals = [v.val for each in part.eqns for v in each.invars if isinstance(v, core.Literal)]
+        parameters = [value for each in part.eqns for value in each.params.values()]
+        return _hidden([*literals, *parameters])
+    if isinstance(part, (list, tuple)):
+        return [found for each in part for found in _hidden(each)]
+    if hasattr(part, "dtype") and hasattr(part, "shape"):
+        array = np.asarray(part)
+        return [(str(array.dtype), array.shape, array.tobytes())]
+    return [id(part)] if callable(part) else []
 
 
 class Residual(eqx.Module):
@@ -167,7 +187,7 @@ def trace(pde, coordinates, orders) -> Affine | Nonlinear:
 
     shape = jax.ShapeDtypeStruct((count,), float)
     closed = jax.make_jaxpr(program)(*[shape] * len(orders))
-    constants = tuple(_double(np.asarray(each)) for each in closed.consts)
+    constants = tuple(_checked(np.asarray(each)) for each in closed.consts)
     nonlinear = Nonlinear(orders, Code(closed.jaxpr), constants)
     zeros = jnp.zeros((len(orders), count))
     probed = jnp.stack([nonlinear.value(zeros + probe) for probe in _PROBES])
@@ -182,11 +202,24 @@ def trace(pde, coordinates, orders) -> Affine | Nonlinear:
     for order, coefficient in zip(orders, coefficients, strict=True):
         _check_finite(pde, coordinates, f"coefficient of the derivative {order}", coefficient)
     constant = bool(jnp.all(coefficients == coefficients[:, :1]))
-    return Affine(orders, constant, coefficients, source)
+    affine = Affine(orders, constant, coefficients, source)
+    return affine if _equal(affine, nonlinear, zeros.shape) else nonlinear
 
 
-def _double(constant):
-    """A constant array of the user's in double precision."""
+def _equal(affine, nonlinear, shape):
+    """Whether both agree on random fields: derivatives do not show steps."""
+    generator = np.random.default_rng(0)
+    for size in _SIZES:
+        values = jnp.asarray(size * generator.standard_normal(shape))
+        found, expected = affine.linearised(values)[0], nonlinear.value(values)
+        scale = jnp.sum(jnp.abs(affine.coefficients * values), axis=0) + jnp.abs(affine.source)
+        if not bool(jnp.all(jnp.abs(found - expected) <= _SAME * scale)):
+            return False
+    return True
+
+
+def _checked(constant):
+    """A constant array of the user's, as the program wants it."""
     if constant.dtype in (np.float32, np.float16):
         warnings.warn(
             f"residual uses an array of {constant.dtype} of shape {constant.shape}: the solution "
@@ -208,17 +241,17 @@ def _check_finite(pde, coordinates, what, values):
 
 
 def _check_local(residual, zeros):
-    """A change of the field at one half of the points moves the residual there only."""
-    half = zeros.shape[1] // 2
-    first = jnp.zeros_like(zeros).at[:, :half].set(1.0)
+    """A change of the field at some of the points moves the residual there only."""
+    count = zeros.shape[1]
+    halves = [np.arange(count) < count // 2, np.random.default_rng(0).uniform(size=count) < 0.5]
 
-    def moved(probe, tangent):
+    def moved_elsewhere(probe, chosen):
+        tangent = jnp.broadcast_to(chosen.astype(float), zeros.shape)
         change = jax.jvp(residual.value, (zeros + probe,), (tangent,))[1]
-        return jnp.isfinite(change) & (change != 0)
+        return bool(jnp.any(jnp.isfinite(change) & (change != 0) & ~chosen))
 
     for probe in _PROBES:
-        elsewhere = jnp.any(moved(probe, first)[half:]) | jnp.any(moved(probe, 1.0 - first)[:half])
-        if bool(elsewhere):
+        if any(moved_elsewhere(probe, each) for half in halves for each in (half, ~half)):
             raise ValueError(
                 "residual mixes points: integrals and other nonlocal terms are not PDEs"
             )
@@ -233,7 +266,7 @@ def _depends(jaxpr, inputs=None):
             continue
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         inner = getattr(inner, "jaxpr", inner)
-        if inner is not None and len(inner.invars) == len(moved):
+        if equation.primitive.name in _CALLS and len(inner.invars) == len(moved):
             given = [v for v, m in zip(inner.invars, moved, strict=True) if m]
             outputs = _depends(inner, given)
         else:

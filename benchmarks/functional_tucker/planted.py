@@ -13,7 +13,7 @@ from benchmarks.common import Bar, Options, Report, Table, in_two_processes, med
 
 ORDER = 3
 TITLE = "Planted cores: error against an oracle, coverage"
-MINUTES = (10, 45)
+MINUTES = (8, 26)
 
 # By the number of modes: ranks, points of a mode, rows. The small one is for chains too.
 PROBLEMS = {

@@ -3,6 +3,7 @@
 import re
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,6 +43,16 @@ def solve(residual=poisson, conditions=ENDS, **options):
 @pytest.fixture(scope="module")
 def posterior():
     return solve()
+
+
+def _renamed(function):
+    """Another residual that has the same name."""
+
+    def changed(u, x):
+        return function(u, x) + 1.0
+
+    changed.__qualname__, changed.__module__ = function.__qualname__, function.__module__
+    return changed
 
 
 def relative(found, truth):
@@ -143,6 +154,11 @@ def test_trees_and_files(posterior, tmp_path):
         np.testing.assert_array_equal(again.mean[site], value)
     points = {"x": TEST}
     np.testing.assert_array_equal(again.predict(points).mean, posterior.predict(points).mean)
+    other = PDE(lambda u, x: u.d("x", 2) - 1.0, {"x": (0.0, 1.0)}, ENDS)
+    same_name = PDE(_renamed(poisson), {"x": (0.0, 1.0)}, ENDS)
+    for pde, message in ((other, "is the function"), (same_name, "give other values")):
+        with pytest.raises(ValueError, match=f"model is not the one that was saved.*{message}"):
+            bk.load(path, SpectralPDE(pde, grid={"x": POINTS}))
     with pytest.raises(TypeError, match="leave-one-out needs measurements"):
         posterior.loo()
 
@@ -163,6 +179,39 @@ def test_constants_and_lines_are_exact():
         np.testing.assert_allclose(found.predict({"x": TEST}).mean, line(TEST), atol=1e-10)
 
 
+ZERO = Dirichlet("x", 0.0, 0.0)
+
+
+def test_conditions_stated_twice_are_refused():
+    with pytest.raises(ValueError, match="along 'x' say the same twice"):
+        solve(conditions=(*ENDS, Dirichlet("x", 1.0, 7.0)))
+
+
+def test_draws_between_the_nodes_follow_the_solution():
+    truth = lambda x: np.sin(2 * np.pi * 12.0 * x)  # noqa: E731
+    ends = (Dirichlet("x", 0.0, truth), Dirichlet("x", 1.0, truth))
+    found = solve(lambda u, x: u.d("x", 2) + (24 * np.pi) ** 2 * truth(x), ends)
+    tree = found.to_datatree(num_draws=3, predictions={"x": TEST})
+    np.testing.assert_allclose(tree["predictions"]["solution"][0, 0], truth(TEST), atol=1e-3)
+
+
+def test_equations_singular_at_an_end():
+    # Radial Poisson: u'' + u' / x = -4, u = 1 - x².
+    found = solve(
+        lambda u, x: u.d("x", 2) + u.d("x") / x + 4.0,
+        (Neumann("x", 0.0, 0.0), Dirichlet("x", 1.0, 0.0)),
+    )
+    np.testing.assert_allclose(found.predict({"x": TEST}).mean, 1 - TEST**2, atol=1e-7)
+
+
+def test_what_cannot_be_evaluated_is_no_answer():
+    with pytest.raises(FloatingPointError, match="broke down"):
+        solve(
+            lambda u, x: u.d("x", 2) - jnp.log(u() - 0.5),
+            (Dirichlet("x", 0.0, 1.5), Dirichlet("x", 1.0, 1.5)),
+        )
+
+
 def fast(x):
     return np.sin(2 * np.pi * 23.0 * x)
 
@@ -177,7 +226,7 @@ def fast(x):
         ),
         (lambda u, x: u.d("x", 2) - np.sign(x - 0.4), ENDS, "not smooth"),
         (lambda u, x: 1e-6 * u.d("x", 2) - u.d("x") - 1, ENDS, "not smooth|conditions are met"),
-        (poisson, (*ENDS, Dirichlet("x", 1.0, 7.0)), "contradict each other"),
+        (poisson, (*ENDS, Neumann("x", 1.0, 7.0)), "contradict each other"),
         (poisson, (Neumann("x", 0.0, 0.0), Neumann("x", 1.0, 0.0)), "contradict"),
         (poisson, ENDS[:1], "1 conditions are missing"),
         (poisson, (), "2 conditions are missing"),
@@ -261,5 +310,5 @@ def test_budget_exhausted_is_reported():
 
 
 def test_zero_stays_a_solution_of_a_nonlinear_equation():
-    found = solve(lambda u, x: u.d("x", 2) - 100.0 * (u**3 - u), [Dirichlet("x", 0.0, 0.0)] * 2)
+    found = solve(lambda u, x: u.d("x", 2) - 100.0 * (u**3 - u), (ZERO, Neumann("x", 1.0, 0.0)))
     np.testing.assert_allclose(found.predict({"x": TEST}).mean, 0.0, atol=1e-8)

@@ -141,10 +141,16 @@ def contradictory(x, y):
     return np.where(x == 0.0, 1.0, 0.0) + 0.0 * y
 
 
+def spike(x, y):
+    """A bump on one face, narrower than the distance between nodes."""
+    return x * (1 - x) + np.exp(-(((x - 0.5 - 1e-3) / 0.004) ** 2)) * (y == 0.0)
+
+
 @pytest.mark.parametrize(
     ("residual", "conditions", "message"),
     [
         (poisson, faces(contradictory), "conditions are met to"),
+        (lambda u, x, y: u.d("x", 2) + u.d("y", 2) + 2.0, faces(spike), "conditions are met to"),
         (poisson, faces(product)[:3], "1 conditions are missing"),
         (lambda u, x, y: u.d("x", 2) + u.d("y", 2) - np.sign(x - y), faces(product), "not smooth"),
     ],

@@ -66,6 +66,40 @@ def test_residuals_need_not_be_finite_for_every_field():
     assert isinstance(found, residual.Nonlinear)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u, x: u.d("x", 2) + jnp.where(u() > 0.5, 100.0, 0.0),
+        lambda u, x: u.d("x", 2) + 10 * jnp.sign(u()),
+        lambda u, x: u.d("x", 2) + jax.lax.stop_gradient(u() ** 2),
+        lambda u, x: u.d("x", 2) + geometric_series(u()),
+    ],
+)
+def test_steps_and_loops_are_not_taken_for_linear(function):
+    assert isinstance(traced(function), residual.Nonlinear)
+
+
+def geometric_series(value):
+    start = (jnp.ones_like(value), jnp.zeros_like(value))
+    return jax.lax.fori_loop(0, 4, lambda _, c: (c[0] * value, c[1] + c[0]), start)[1]
+
+
+def test_masks_of_the_user_stay_masks():
+    found = traced(lambda u, x: u.d("x", 2) + jnp.where(x > 0.5, u() ** 3, u()))
+    with jax.enable_x64(True):
+        value = found.value(jnp.full((2, 7), 2.0))
+    np.testing.assert_array_equal(value, 2.0 + np.where(POINTS > 0.5, 8.0, 2.0))
+
+
+def test_constants_inside_compiled_functions_tell_programs_apart():
+    def state(constant):
+        inner = jax.jit(lambda value: jnp.full(1, constant) * value**3 + np.array([constant]))
+        return traced(lambda u, x: u.d("x", 2) - inner(u()))
+
+    first, second = state(1.0), state(50.0)
+    assert first.code != second.code or str(first.constants) != str(second.constants)
+
+
 def test_same_statement_is_the_same_program():
     def state(source):
         return traced(lambda u, x: u.d("x", 2) + u**3 - source(x))
@@ -86,6 +120,7 @@ def test_same_statement_is_the_same_program():
         (lambda u, x: jnp.sum(u()) + u, ValueError, "mixes points"),
         (lambda u, x: x, ValueError, "does not depend on u"),
         (lambda u, x: u.d("y"), ValueError, r"derivative by \['y'\]"),
+        (lambda u, x: jnp.where(u == 0, 1.0, u()), TypeError, r"write u\(\) for its value"),
         (lambda u, x: u.d("x", -1), ValueError, "must be at least 0"),
         (lambda u, x: u.d("x", x=1), TypeError, "orders by name"),
         (lambda u, x: u / (x - POINTS[2]), ValueError, "not finite at 1 of 7 points.* x = 0.36"),
@@ -118,6 +153,12 @@ ZERO = Dirichlet("x", 0.0, 0.0)
         ((lambda u, x: u, {"x": (0, 1)}, [Dirichlet]), TypeError, "forget its arguments"),
         ((lambda u, t: u, {"t": (0, 1)}, [ZERO]), ValueError, "is of 'x'"),
         ((lambda u, x: u, {"x": (1, 2)}, [ZERO]), ValueError, "expected an end of the domain"),
+        ((lambda u, t, x: u, {"x": (0, 1), "t": (0, 1)}, []), ValueError, "takes t, x; coord"),
+        (
+            (lambda u, x: u, {"x": (0, 1)}, [Dirichlet("x", 0.0, lambda x, y: x)]),
+            TypeError,
+            r"value of conditions\[0\] must take \(x\)",
+        ),
         ((lambda u, *x: u, dict.fromkeys("abcd", (0, 1)), []), ValueError, "at most 3"),
     ],
 )

@@ -79,11 +79,16 @@ class AbstractSolution(AbstractApproximation):
 
         There is no noise.
         """
-        mean, variance = self.on_grid(data, nodes_of(data) if inputs is None else inputs)
-        return mean, variance + self._floor(mean) ** 2
+        places = nodes_of(data) if inputs is None else inputs
+        mean, variance = self.on_grid(data, places)
+        return mean, variance + self._floor(data, places.orders) ** 2
 
-    def _floor(self, mean):
-        """Smallest deviation of a field: what the conditions are met to, or rounding."""
+    def _floor(self, data, orders):
+        """Smallest deviation of a derivative: what the conditions are met to, or rounding.
+
+        Relative to its largest value at the collocation points.
+        """
+        mean, _ = self.on_grid(data, Places(nodes_of(data).points, orders))
         relative = jnp.maximum(self.misfit, _ROUNDING * jnp.finfo(mean.dtype).eps)
         return relative * jnp.max(jnp.abs(mean))
 
@@ -94,8 +99,8 @@ class AbstractSolution(AbstractApproximation):
     def sample(self, key, model, data):
         """The field at the nodes; the smallest deviation moves it as a whole."""
         own, whole = jax.random.split(key)
-        mean, _ = self.on_grid(data, nodes_of(data))
-        moved = self._floor(mean) * jax.random.normal(whole, (), mean.dtype)
+        floor = self._floor(data, nodes_of(data).orders)
+        moved = floor * jax.random.normal(whole, (), floor.dtype)
         return {"solution": self.draw(own, data) + moved}
 
     def plugged_in(self, model, data):

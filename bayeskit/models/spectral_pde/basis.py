@@ -56,21 +56,33 @@ class Basis(NamedTuple):
     lift: Any
 
 
-def basis_of(axis, scales) -> Basis:
-    """Singular vectors of the waves, weighted by the prior, in the quadrature's inner product."""
-    count = axis.nodes.shape[0]
+def orthonormal(axis, scales, rank):
+    """Transform (K, R) and weighted values (N, R) of the first functions; see :class:`Basis`.
+
+    Singular vectors of the waves, weighted by the prior, in the quadrature's inner product.
+    """
     root = jnp.sqrt(axis.weights)[:, None]
     left, sizes, right = safe.svd(derivative(axis, axis.nodes, 0) * scales * root)
-    rank = int(_SHARE * count)
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     kept = sizes > _CUT * sizes[0]
-    transform = scales[:, None] * right.T * jnp.where(kept, 1.0 / jnp.where(kept, sizes, 1.0), 0.0)
+    inverse = jnp.where(kept, 1.0 / jnp.where(kept, sizes, 1.0), 0.0)
+    return scales[:, None] * right.T * inverse, left * kept
+
+
+def between(axis, scales):
+    """Coefficients (K, N) of the field of a prior through values at the nodes."""
+    transform, values = orthonormal(axis, scales, axis.nodes.shape[0])
+    return transform @ (values * jnp.sqrt(axis.weights)[:, None]).T
+
+
+def basis_of(axis, scales) -> Basis:
+    """The basis under prior deviations (K,) of the waves."""
+    rank = int(_SHARE * axis.nodes.shape[0])
+    transform, values = orthonormal(axis, scales, rank)
     rows = condition_rows(axis) @ transform
     number = rows.shape[0]
     if not number:
-        return Basis(transform, left * kept, rows, jnp.eye(rank), jnp.zeros((rank, 0)))
+        return Basis(transform, values, rows, jnp.eye(rank), jnp.zeros((rank, 0)))
     orthogonal, upper = safe.qr(rows.T, complete=True)
     square = safe.solve_triangular(upper[:number].T, jnp.eye(number))
-    return Basis(
-        transform, left * kept, rows, orthogonal[:, number:], orthogonal[:, :number] @ square
-    )
+    return Basis(transform, values, rows, orthogonal[:, number:], orthogonal[:, :number] @ square)

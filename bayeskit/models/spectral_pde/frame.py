@@ -55,18 +55,3 @@ def log_variances(log_density):
     """Prior log variances (4 + 2 m,) of all columns: polynomials have the largest wave's."""
     top = jnp.max(log_density)
     return jnp.concatenate([jnp.zeros(_DEGREE + 1), log_density - top, log_density - top])
-
-
-def interpolation(nodes, weights, points):
-    """Matrix (points, N) from values at Gauss–Legendre points to those of their interpolant.
-
-    By the barycentric formula, whose weights follow from the quadrature's. H. Wang and S. Xiang,
-    "On the convergence rates of Legendre approximation", Mathematics of Computation, 2012.
-    """
-    signs = (-1.0) ** jnp.arange(nodes.shape[0])
-    barycentric = signs * jnp.sqrt(nodes * (1.0 - nodes) * weights)
-    distance = points[:, None] - nodes
-    hit = distance == 0
-    terms = barycentric / jnp.where(hit, 1.0, distance)
-    terms = jnp.where(jnp.any(hit, axis=1, keepdims=True), hit.astype(terms.dtype), terms)
-    return terms / jnp.sum(terms, axis=1, keepdims=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +23,7 @@ from bayeskit.models.base import Prepared, SupportsEM, key_of_lane
 from bayeskit.models.spectral_pde import frame
 from bayeskit.models.spectral_pde import problem as problems
 from bayeskit.models.spectral_pde.approximation import Places, SpectralPDEPosterior
+from bayeskit.models.spectral_pde.basis import derivative
 from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver
 from bayeskit.models.spectral_pde.spectrum import SpectralMixture, band
 from bayeskit.pde.problem import PDE
@@ -29,7 +31,7 @@ from bayeskit.results import Labels, PredictionTarget
 from bayeskit.validation import REAL, check_integer, double_array
 
 # Bands that compete, as shares of the highest frequency that the points resolve.
-_BANDS = (0.4, 0.5, 0.3, 0.55, 0.2, 0.6, 0.1, 0.45, 0.65)
+_BANDS = (0.4, 0.5, 0.3, 0.55, 0.2, 0.6, 0.1, 0.45, problems.WIDEST)
 _NEARLY = 30.0  # times the smallest residual: rounding decides below
 _ENOUGH = 1e-8  # a residual at which no further band is tried in several dimensions
 _FEWEST_POINTS = 8
@@ -79,8 +81,8 @@ class SpectralPDE(SupportsEM):
         In one to three dimensions.
     grid : mapping
         Number of collocation points by dimension, at least 8: Gauss–Legendre points. The highest
-        frequency of the solution should stay below two thirds of ``(points - 1) / 2`` cycles a
-        length of the domain.
+        frequency of the solution should stay below 0.55 of ``(points - 1) / 2`` cycles a length
+        of the domain.
     kernel : SpectralMixture, optional
         Prior of the solution.
 
@@ -171,7 +173,12 @@ class SpectralPDE(SupportsEM):
             )
         pde = self.pde
         assert pde is not None, "only prepared models are without"
-        problem = problems.build(pde, self.points)
+        if len(self.dims) > 1 and jax.default_backend() != "cpu":
+            raise NotImplementedError(
+                "several dimensions need Schur forms, which JAX has on a CPU only: set "
+                "JAX_PLATFORMS=cpu"
+            )
+        problem = problems.build(pde, self.points, self.kernel)
         sites = {"solution": self.dims, "equation_noise": ()}
         for dim in self.dims:
             sites |= dict.fromkeys((f"{name}_{dim}" for name in _COMPONENTS), ("component",))
@@ -180,7 +187,9 @@ class SpectralPDE(SupportsEM):
             for dim, axis in zip(self.dims, problem.axes, strict=True)
         }
         source = problems.source_of(problem.at_nodes, int(np.prod(self.points)))
-        tables = {"constant_data": {"source": (self.dims, np.asarray(source).reshape(self.points))}}
+        table = (self.dims, np.asarray(source).reshape(self.points))
+        # Some equations are undefined for the field that is zero.
+        tables = {"constant_data": {"source": table}} if np.all(np.isfinite(table[1])) else {}
         # The user's functions would tie a compiled program to them.
         prepared = eqx.tree_at(
             lambda m: (m.pde, m.estimates), self, (None, None), is_leaf=lambda leaf: leaf is None
@@ -237,7 +246,7 @@ class SpectralPDE(SupportsEM):
         if inputs is None:
             return sites["solution"]
         factors = [
-            frame.interpolation(axis.nodes, axis.weights, points)
+            derivative(axis, points, 0) @ axis.between
             for axis, points in zip(data.axes, inputs.points, strict=True)
         ]
         return kronecker_multiply(factors, sites["solution"])

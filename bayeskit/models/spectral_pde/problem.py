@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.models.spectral_pde import frame
+from bayeskit.models.spectral_pde.basis import between, scales_of
+from bayeskit.models.spectral_pde.spectrum import band
 from bayeskit.pde import residual as residuals
 from bayeskit.validation import REAL, double_array
 
+WIDEST = 0.65  # band that is tried, as share of the highest frequency that the points resolve
 _NEAR_NYQUIST = 0.8  # of Nyquist's frequency
 
 
@@ -28,6 +31,8 @@ class Axis(NamedTuple):
     places : array (conditions, terms)
     terms : array (conditions, terms, 2)
         Weights of value and slope, in the user's units.
+    between : array (K, N)
+        From values at the nodes to coefficients of waves.
     """
 
     nodes: Any
@@ -37,6 +42,7 @@ class Axis(NamedTuple):
     length: Any
     places: Any
     terms: Any
+    between: Any
 
 
 class Problem(NamedTuple):
@@ -47,8 +53,8 @@ class Problem(NamedTuple):
     axes : tuple of Axis
     at_nodes, at_check : Residual
         On the products of all axes' points, row-major.
-    values : tuple of arrays (conditions, N_others…)
-        Of the conditions of each dimension, at the nodes of the others.
+    values, values_between : tuples of arrays (conditions, N_others…)
+        Of the conditions of each dimension, at the nodes of the others and between these.
     near_nyquist : scalar
         Share of the source's energy at frequencies that the points hardly resolve.
     """
@@ -57,10 +63,11 @@ class Problem(NamedTuple):
     at_nodes: residuals.Residual
     at_check: residuals.Residual
     values: tuple[Any, ...]
+    values_between: tuple[Any, ...]
     near_nyquist: Any
 
 
-def build(pde, points) -> Problem:
+def build(pde, points, kernel) -> Problem:
     """The problem of a statement with so many points a dimension; traces and checks it.
 
     Raises
@@ -69,11 +76,12 @@ def build(pde, points) -> Problem:
         If the residual or a condition does not give finite real numbers, or conditions repeat.
     """
     axes = [
-        _axis(pde, dim, ends, count)
+        _axis(pde, dim, ends, count, kernel)
         for dim, ends, count in zip(pde.dims, pde.bounds, points, strict=True)
     ]
     grid = [axis.nodes for axis in axes]
-    uniform = [np.linspace(0.0, 1.0, count) for count in points]
+    check = [axis.check for axis in axes]
+    uniform = [(np.arange(count) + 0.5) / count for count in points]
     orders = residuals.derivatives_of(pde, _coordinates(pde.dims, axes, grid))
 
     def traced(where):
@@ -83,11 +91,17 @@ def build(pde, points) -> Problem:
     problem = Problem(
         tuple(axes),
         traced(grid),
-        traced([axis.check for axis in axes]),
-        tuple(_values(pde, axes, k) for k in range(len(axes))),
-        _share_near_nyquist(source),
+        traced(check),
+        tuple(_values(pde, axes, k, grid) for k in range(len(axes))),
+        tuple(_values(pde, axes, k, check) for k in range(len(axes))),
+        _share_near_nyquist(source) if np.all(np.isfinite(source)) else 0.0,
     )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), problem)
+
+    def array(leaf):
+        # Masks and integers of a user's program stay what they are, and so do single floats.
+        return jnp.asarray(leaf, float) if isinstance(leaf, float) else jnp.asarray(leaf)
+
+    return jax.tree.map(array, problem)
 
 
 def source_of(residual, count):
@@ -95,19 +109,29 @@ def source_of(residual, count):
     return residual.linearised(jnp.zeros((len(residual.orders), count)))[0]
 
 
-def _axis(pde, dim, ends, count):
+def _axis(pde, dim, ends, count, kernel):
     nodes, weights = frame.nodes(count)
     lower, length = ends[0], ends[1] - ends[0]
     rows = [terms for terms, _ in _functionals(pde, dim)]
-    if len(pde.dims) > 1:
-        _check_independent(pde, dim, rows)
+    _check_independent(pde, dim, rows)
     width = max(map(len, rows), default=1)
     places, terms = np.zeros((len(rows), width)), np.zeros((len(rows), width, 2))
     for c, row in enumerate(rows):
         for t, term in enumerate(row):
             places[c, t] = (pde.place(dim, term.place) - lower) / length
             terms[c, t, term.order] = term.weight
-    return Axis(nodes, weights, frame.check_points(nodes), lower, length, places, terms)
+    axis = Axis(nodes, weights, frame.check_points(nodes), lower, length, places, terms, None)
+    return axis._replace(between=_between(axis, kernel))
+
+
+def _between(axis, kernel):
+    """Coefficients (K, N) of the smoothest field through values at the nodes, in double precision.
+
+    Under the widest band; waves resolve more between Gauss–Legendre points than polynomials.
+    """
+    as_arrays = Axis(*(None if part is None else jnp.asarray(part, float) for part in axis))
+    highest = WIDEST * 0.5 * (axis.nodes.shape[0] - 1)
+    return between(as_arrays, scales_of(kernel, band(kernel, jnp.asarray(highest)), as_arrays))
 
 
 def _check_independent(pde, dim, rows):
@@ -134,17 +158,17 @@ def _coordinates(dims, axes, points):
     return {dim: each.reshape(-1) for dim, each in zip(dims, mesh, strict=True)}
 
 
-def _values(pde, axes, k):
-    """Values (conditions, N_others…) of the conditions of dimension ``k``."""
+def _values(pde, axes, k, grid):
+    """Values (conditions, N_others…) of the conditions of dimension ``k`` on a grid's faces."""
     dim = pde.dims[k]
-    others = [axis.nodes for j, axis in enumerate(axes) if j != k]
+    others = [each for j, each in enumerate(grid) if j != k]
     shape = tuple(len(each) for each in others)
     found = []
     for terms, value in _functionals(pde, dim):
         name = f"value of the condition at {dim} = {pde.place(dim, terms[0].place):.6g}"
         if callable(value):
             place = (pde.place(dim, terms[0].place) - axes[k].lower) / axes[k].length
-            points = [np.array([place]) if j == k else axis.nodes for j, axis in enumerate(axes)]
+            points = [np.array([place]) if j == k else each for j, each in enumerate(grid)]
             given = value(*_coordinates(pde.dims, axes, points).values())
         else:
             given = value

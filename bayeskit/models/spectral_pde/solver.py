@@ -66,7 +66,7 @@ class AbstractSolver(eqx.Module):
 
     @abc.abstractmethod
     def finish(self, problem, components, field):
-        """The posterior, its log evidence (NaN where there is none), and diagnostics."""
+        """The posterior, its log evidence (``None`` where there is none), and diagnostics."""
 
     def _scales(self, problem, components):
         return [
@@ -176,4 +176,4 @@ class TensorSolver(AbstractSolver):
             jnp.sum(field**2),
         )
         moments = solution.predict(None, False, None, problem)
-        return solution, jnp.asarray(jnp.nan), _diagnosed(problem, *moments, residual, misfit)
+        return solution, None, _diagnosed(problem, *moments, residual, misfit)

@@ -245,23 +245,20 @@ def residuals(problem, space, coefficients):
 
 
 def _misfit(problem, space, coefficients, k, typical):
-    """Largest relative misfit of the conditions of one dimension."""
-    given = problem.values[k]
+    """Largest relative misfit of the conditions of one dimension, between the nodes."""
+    given = problem.values_between[k]
     if not given.shape[0]:
         return jnp.zeros(())
 
-    def at_nodes(matrix):
-        factors = [
-            matrix if j == k else m[0] / jnp.sqrt(axis.weights)[:, None]
-            for j, (m, axis) in enumerate(zip(space.at_nodes, problem.axes, strict=True))
-        ]
+    def between(matrix):
+        factors = [matrix if j == k else m[0] for j, m in enumerate(space.at_check)]
         return jnp.moveaxis(kronecker_multiply(factors, coefficients), k, 0)
 
-    slope = _rms(at_nodes(space.at_nodes[k][1] / jnp.sqrt(problem.axes[k].weights)[:, None]))
+    slope = _rms(between(space.at_check[k][1]))
     weights = jnp.sum(jnp.abs(problem.axes[k].terms), axis=1)
     flat = given.reshape(given.shape[0], -1)
     scale = weights @ jnp.stack([typical, slope]) + jnp.max(jnp.abs(flat), axis=1)
-    misfit = jnp.abs(at_nodes(space.bases[k].conditions).reshape(flat.shape) - flat)
+    misfit = jnp.abs(between(space.bases[k].conditions).reshape(flat.shape) - flat)
     return jnp.max(_ratio(jnp.max(misfit, axis=1), scale))
 
 
@@ -287,9 +284,13 @@ def deviations(key, problem, space, coefficients, count):
     inverse = preconditioner(problem, space, by_value)
     nulls = [basis.null for basis in space.bases]
     shape = tuple(null.shape[1] for null in nulls)
+    # Functions beyond the prior's rank are zero, and take no part.
+    present = math.prod(
+        jnp.sum((m[0] @ null) ** 2) for m, null in zip(space.at_nodes, nulls, strict=True)
+    )
 
     def draw(key):
-        errors = noise / jnp.sqrt(math.prod(shape)) * jax.random.normal(key, shape)
+        errors = noise / jnp.sqrt(present) * jax.random.normal(key, shape)
         return kronecker_multiply(nulls, inverse(errors))
 
     return jax.lax.map(draw, jax.random.split(key, count)), noise
