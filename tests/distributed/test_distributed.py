@@ -23,8 +23,9 @@ def free_port():
     ("family", "processes"),
     [
         ("kronecker_sbl", 1),
-        ("kronecker_sbl", 2),
         ("functional_tucker", 1),
+        # Two processes of one test beside another test take two cores for a minute.
+        pytest.param("kronecker_sbl", 2, marks=pytest.mark.full),
         pytest.param("functional_tucker", 2, marks=pytest.mark.full),
     ],
 )

@@ -244,7 +244,7 @@ ODD = {
         np.append(values, values),
     ),
 }
-USUALLY = {"one point", "constant"}
+USUALLY = {"one point"}
 
 
 @pytest.mark.parametrize(

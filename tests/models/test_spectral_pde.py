@@ -239,7 +239,7 @@ def fast(x):
         (
             lambda u, x: u.d("x", 2) + (2 * np.pi) ** 2 * u - np.sin(9 * x),
             (Dirichlet("x", 0.0, 0.0), Periodic("x")),
-            "conditions|open|equation",
+            "leave the solution open",
         ),
     ],
 )
