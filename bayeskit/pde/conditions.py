@@ -73,7 +73,19 @@ def _check_dim(dim) -> str:
     return dim
 
 
-class Dirichlet(AbstractCondition):
+class _AtFace(AbstractCondition):
+    """A value at one face."""
+
+    dim: str = eqx.field(static=True)
+    at: float
+    value: Any
+
+    def __init__(self, dim, at, value):
+        self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
+        self.value = _check_value(value)
+
+
+class Dirichlet(_AtFace):
     """``u = value`` at ``dim = at``.
 
     Parameters
@@ -85,33 +97,17 @@ class Dirichlet(AbstractCondition):
         A callable takes all coordinates in the order of the domain, as the residual does.
     """
 
-    dim: str = eqx.field(static=True)
-    at: float
-    value: Any
-
-    def __init__(self, dim, at, value):
-        self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
-        self.value = _check_value(value)
-
     @property
     def functionals(self):
         """The value."""
         return (((Term(self.at, 0, 1.0),), self.value),)
 
 
-class Neumann(AbstractCondition):
+class Neumann(_AtFace):
     """``∂u/∂dim = value`` at ``dim = at``: along the axis, not along the outward normal.
 
     Parameters as for :class:`Dirichlet`.
     """
-
-    dim: str = eqx.field(static=True)
-    at: float
-    value: Any
-
-    def __init__(self, dim, at, value):
-        self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
-        self.value = _check_value(value)
 
     @property
     def functionals(self):

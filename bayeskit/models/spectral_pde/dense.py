@@ -15,18 +15,16 @@ covariance of a :math:`\sigma` that is the residual found between the collocatio
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from bayeskit.linalg import safe
 from bayeskit.models.spectral_pde.basis import condition_rows, derivative
+from bayeskit.models.spectral_pde.newton import iterate, rms, share_of
 from bayeskit.models.spectral_pde.problem import Problem
 from bayeskit.pde.residual import Affine
 
 _SHARP = 1e-15  # of the largest column, as ratio of noise to prior deviation
 _HALVINGS = 9
-_NEWTON_STEPS = 8  # at a time: the best spectrum goes on
-_SETTLED = 1e-6  # relative steps of Newton's iteration that may be rounding's when they stall
 
 
 class Operators(NamedTuple):
@@ -104,36 +102,14 @@ def solve(problem, ops, scales, start):
     """Coefficients of the field, and the size of the last step: Newton's, halved where needed."""
     if isinstance(problem.at_nodes, Affine):
         return _linear_step(problem, ops, scales, start), jnp.zeros(())
-    shares = 0.5 ** jnp.arange(_HALVINGS)
+
+    def towards(coefficients):
+        return _linear_step(problem, ops, scales, coefficients) - coefficients
 
     def merit(coefficients):
         return jnp.maximum(*residuals(problem, ops, coefficients, at_check=False))
 
-    def step(carry):
-        coefficients, last, _, count = carry
-        towards = _linear_step(problem, ops, scales, coefficients) - coefficients
-        merits = jax.lax.map(lambda share: merit(coefficients + share * towards), shares)
-        share = shares[jnp.nanargmin(merits)]
-        moved = coefficients + share * towards
-        size = _size(ops.value @ (share * towards)) / jnp.maximum(
-            _size(ops.value @ moved), jnp.finfo(moved.dtype).tiny
-        )
-        return moved, size, last, count + 1
-
-    def unfinished(carry):
-        _, size, last, count = carry
-        stalled = (size > 0.5 * last) & (size < _SETTLED)
-        return (count < _NEWTON_STEPS) & ~stalled & (size > 0) & ~jnp.isnan(size)
-
-    infinite = jnp.asarray(jnp.inf)
-    coefficients, size, _, _ = jax.lax.while_loop(
-        unfinished, step, (start, infinite, infinite, jnp.asarray(0))
-    )
-    return coefficients, size
-
-
-def _size(values):
-    return jnp.sqrt(jnp.mean(values**2))
+    return iterate(towards, lambda each: rms(ops.value @ each), merit, start, _HALVINGS)
 
 
 def residuals(problem, ops, coefficients, at_check=True):
@@ -146,18 +122,14 @@ def residuals(problem, ops, coefficients, at_check=True):
     values = (ops.check if at_check else ops.nodes) @ coefficients
     left, by_value = equation.linearised(values)
     terms = by_value * values
-    typical = jnp.stack([_size(ops.value @ coefficients), _size(ops.slope @ coefficients)])
+    typical = jnp.stack([rms(ops.value @ coefficients), rms(ops.slope @ coefficients)])
     (axis,) = problem.axes
     slow = jnp.asarray([axis.length**-order for (order,) in equation.orders]) * typical[0]
     size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
     size = size + slow @ jnp.abs(by_value)
     scale = jnp.sum(jnp.abs(problem.axes[0].terms) @ typical, axis=1) + jnp.abs(problem.values[0])
     misfit = jnp.abs(ops.conditions @ coefficients - problem.values[0])
-    return _ratio(_size(left), _size(size)), jnp.max(_ratio(misfit, scale), initial=0.0)
-
-
-def _ratio(part, whole):
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+    return share_of(rms(left), rms(size)), jnp.max(share_of(misfit, scale), initial=0.0)
 
 
 class Covariance(NamedTuple):
@@ -189,9 +161,9 @@ def covariance(problem, ops, scales, coefficients) -> Covariance:
     eps = jnp.finfo(left.dtype).eps
     weights = jnp.abs(coefficients / jnp.where(scales > 0, scales, 1.0))
     units = jnp.concatenate([jnp.sqrt(problem.axes[0].weights), jnp.ones_like(problem.values[0])])
-    rounding = eps * _size((jnp.abs(rows.matrix) @ weights) / units)
+    rounding = eps * rms((jnp.abs(rows.matrix) @ weights) / units)
     nodes = problem.axes[0].nodes.shape[0]
-    found = jnp.hypot(_size(left) * factor[0], rounding) / jnp.sqrt(nodes)
+    found = jnp.hypot(rms(left) * factor[0], rounding) / jnp.sqrt(nodes)
     prior_power = jnp.mean((ops.value * scales) ** 2 @ jnp.ones_like(scales))
     power = jnp.mean((ops.value @ coefficients) ** 2)
     amplitude = jnp.sqrt(jnp.where(power > 0, power, 1.0) / prior_power)

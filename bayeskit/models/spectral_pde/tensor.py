@@ -24,10 +24,9 @@ import lineax as lx
 from bayeskit.linalg.contract import kronecker_multiply
 from bayeskit.linalg.sylvester import schur_form, solve_kronecker_sum
 from bayeskit.models.spectral_pde.basis import Basis, basis_of, derivative
+from bayeskit.models.spectral_pde.newton import iterate, rms, share_of
 from bayeskit.pde.residual import Affine
 
-_STEPS = 8
-_SETTLED = 1e-6
 _HALVINGS = 6
 _KRYLOV = 40
 _KRYLOV_TOLERANCE = 1e-10
@@ -194,13 +193,8 @@ def solve(problem, space, start):
         return problem.at_nodes.linearised(values)
 
     inverse = preconditioner(problem, space, linearised(coefficients)[1])
-    shares = 0.5 ** jnp.arange(1 if affine else _HALVINGS)
 
-    def merit(coefficients):
-        return jnp.sqrt(jnp.mean(linearised(coefficients)[0] ** 2))
-
-    def step(carry):
-        coefficients, last, _, count = carry
+    def towards(coefficients):
         left, by_value = linearised(coefficients)
         right = -_projected(space, left.reshape(shape) * space.roots)
         if is_direct(problem.at_nodes):
@@ -208,24 +202,12 @@ def solve(problem, space, start):
             found = inverse(right)
         else:
             found = _step_towards(problem, space, by_value, inverse, right)
-        towards = kronecker_multiply(nulls, found)
-        merits = jax.lax.map(lambda share: merit(coefficients + share * towards), shares)
-        moved = coefficients + shares[jnp.nanargmin(merits)] * towards
-        size = jnp.linalg.norm(moved - coefficients) / jnp.maximum(
-            jnp.linalg.norm(moved), jnp.finfo(moved.dtype).tiny
-        )
-        return moved, size, last, count + 1
+        return kronecker_multiply(nulls, found)
 
-    def unfinished(carry):
-        _, size, last, count = carry
-        stalled = (size > 0.5 * last) & (size < _SETTLED)
-        return (count < _STEPS) & ~stalled & (size > 0) & ~jnp.isnan(size)
+    def merit(coefficients):
+        return rms(linearised(coefficients)[0])
 
-    infinite = jnp.asarray(jnp.inf)
-    coefficients, size, _, _ = jax.lax.while_loop(
-        unfinished, step, (coefficients, infinite, infinite, jnp.asarray(0))
-    )
-    return coefficients, size
+    return iterate(towards, jnp.linalg.norm, merit, coefficients, 1 if affine else _HALVINGS)
 
 
 def residuals(problem, space, coefficients):
@@ -241,7 +223,7 @@ def residuals(problem, space, coefficients):
     size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
     size = size + jnp.stack(slow) @ jnp.abs(by_value)
     misfits = [_misfit(problem, space, coefficients, k, typical) for k in range(len(problem.axes))]
-    return _ratio(_rms(left), _rms(size)), jnp.max(jnp.stack(misfits))
+    return share_of(rms(left), rms(size)), jnp.max(jnp.stack(misfits))
 
 
 def _misfit(problem, space, coefficients, k, typical):
@@ -254,20 +236,12 @@ def _misfit(problem, space, coefficients, k, typical):
         factors = [matrix if j == k else m[0] for j, m in enumerate(space.at_check)]
         return jnp.moveaxis(kronecker_multiply(factors, coefficients), k, 0)
 
-    slope = _rms(between(space.at_check[k][1]))
+    slope = rms(between(space.at_check[k][1]))
     weights = jnp.sum(jnp.abs(problem.axes[k].terms), axis=1)
     flat = given.reshape(given.shape[0], -1)
     scale = weights @ jnp.stack([typical, slope]) + jnp.max(jnp.abs(flat), axis=1)
     misfit = jnp.abs(between(space.bases[k].conditions).reshape(flat.shape) - flat)
-    return jnp.max(_ratio(jnp.max(misfit, axis=1), scale))
-
-
-def _rms(values):
-    return jnp.sqrt(jnp.mean(values**2))
-
-
-def _ratio(part, whole):
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+    return jnp.max(share_of(jnp.max(misfit, axis=1), scale))
 
 
 def deviations(key, problem, space, coefficients, count):
@@ -280,7 +254,7 @@ def deviations(key, problem, space, coefficients, count):
     left, _ = problem.at_check.linearised(values)
     at_nodes = _derivatives(space.at_nodes, problem.at_nodes.orders, coefficients)
     _, by_value = problem.at_nodes.linearised(at_nodes / space.roots.reshape(-1))
-    noise = _rms(left)
+    noise = rms(left)
     inverse = preconditioner(problem, space, by_value)
     nulls = [basis.null for basis in space.bases]
     shape = tuple(null.shape[1] for null in nulls)

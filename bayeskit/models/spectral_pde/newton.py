@@ -1,0 +1,61 @@
+"""Newton's iteration with halved steps, until rounding stalls it; and sizes of numbers."""
+
+import jax
+import jax.numpy as jnp
+
+_STEPS = 8  # at a time: the best spectrum goes on
+_SETTLED = 1e-6  # relative steps that may be rounding's when they stall
+
+
+def rms(values):
+    """Root mean square."""
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def share_of(part, whole):
+    """Zero where the whole is."""
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
+def iterate(towards, size, merit, start, halvings):
+    """Follow full steps as far as they lower what is left.
+
+    Parameters
+    ----------
+    towards : callable
+        The full step from some coefficients.
+    size : callable
+        Of the field with such coefficients.
+    merit : callable
+        What is left of the equation there.
+    start : array
+        Coefficients.
+    halvings : int
+        How many shares of a step are tried: 1, 1/2, ….
+
+    Returns
+    -------
+    coefficients, size
+        The last step's, relative to the field.
+    """
+    shares = 0.5 ** jnp.arange(halvings)
+
+    def step(carry):
+        coefficients, last, _, count = carry
+        full = towards(coefficients)
+        merits = jax.lax.map(lambda share: merit(coefficients + share * full), shares)
+        move = shares[jnp.nanargmin(merits)] * full
+        moved = coefficients + move
+        relative = size(move) / jnp.maximum(size(moved), jnp.finfo(moved.dtype).tiny)
+        return moved, relative, last, count + 1
+
+    def unfinished(carry):
+        _, relative, last, count = carry
+        stalled = (relative > 0.5 * last) & (relative < _SETTLED)
+        return (count < _STEPS) & ~stalled & (relative > 0) & ~jnp.isnan(relative)
+
+    infinite = jnp.asarray(jnp.inf)
+    coefficients, relative, _, _ = jax.lax.while_loop(
+        unfinished, step, (start, infinite, infinite, jnp.asarray(0))
+    )
+    return coefficients, relative
