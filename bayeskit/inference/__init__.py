@@ -1,6 +1,6 @@
 """Methods: how a posterior is computed."""
 
-from bayeskit.inference.ascent import EM, MessagePassing
+from bayeskit.inference.ascent import EM, MaximumAPosteriori, MessagePassing
 from bayeskit.inference.mcmc import MCMC
 
-__all__ = ["EM", "MCMC", "MessagePassing"]
+__all__ = ["EM", "MCMC", "MaximumAPosteriori", "MessagePassing"]

@@ -1,4 +1,4 @@
-"""Methods that climb an objective: expectation maximisation and variational messages."""
+"""Methods that climb an objective: by expectations, by variational messages, by gradients."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bayeskit.inference.base import AbstractMethod, Fit
-from bayeskit.models.base import SupportsEM, SupportsMessages, best_of
-from bayeskit.validation import check_integer, check_number
+from bayeskit.models.base import SupportsEM, SupportsMAP, SupportsMessages, best_of
+from bayeskit.validation import check_integer, check_number, check_positive
 
 
 class AscentState(NamedTuple):
@@ -68,6 +69,13 @@ class _Ascent(AbstractMethod):
         best, lane = best_of(states.parameters, values)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]
         return best, lane, jnp.all(jnp.stack([*finite, jnp.isfinite(values[lane])]))
+
+    def _fit(self, approximation, log_evidence, diagnosed, finite, lane):
+        if log_evidence is None:
+            log_evidence = jnp.asarray(jnp.nan)
+        else:
+            finite = finite & jnp.isfinite(log_evidence)
+        return Fit(approximation, log_evidence, finite, lane, diagnosed)
 
     def report(self, fit, records, counts):
         lane = int(fit.lane)
@@ -179,12 +187,7 @@ class EM(_Ascent):
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
-        approximation, log_evidence, diagnosed = model.em_finish(data, best)
-        if log_evidence is None:
-            log_evidence = jnp.asarray(jnp.nan)
-        else:
-            finite = finite & jnp.isfinite(log_evidence)
-        return Fit(approximation, log_evidence, finite, lane, diagnosed)
+        return self._fit(*model.em_finish(data, best), finite, lane)
 
 
 class MessagePassing(_Ascent):
@@ -243,5 +246,116 @@ class MessagePassing(_Ascent):
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.messages_bound(data, p), states)
-        approximation, bound, diagnosed = model.messages_finish(data, best)
-        return Fit(approximation, bound, finite & jnp.isfinite(bound), lane, diagnosed)
+        return self._fit(*model.messages_finish(data, best), finite, lane)
+
+
+class _Climb(NamedTuple):
+    """Parameters, Adam's moments and rate, and the best parameters so far with their objective."""
+
+    parameters: Any
+    moments: Any
+    rate: Any
+    best: Any
+    objective: Any
+
+
+class MaximumAPosteriori(_Ascent):
+    """Maximum of the joint density over everything unknown, by Adam's steps.
+
+    The posterior is the family's distribution around the mode: never a point, but the uncertainty
+    of hyper-parameters is not in it.
+
+    Parameters
+    ----------
+    max_iterations, restarts
+        As for :class:`EM`.
+    tolerance : float
+        As for :class:`EM`. Steps of a gradient are small long before the end: this is small too.
+    learning_rate : float
+        Adam's. A step into where the density is not finite is taken back, and steps are halved
+        from then on.
+
+    Notes
+    -----
+    The best of all iterates is kept, by the density.
+
+    Examples
+    --------
+    >>> import bayeskit as bk
+    >>> bk.inference.MaximumAPosteriori()
+    MaximumAPosteriori(max_iterations=40000, tolerance=1e-07, restarts=1, learning_rate=0.01)
+    """
+
+    learning_rate: float
+
+    def __init__(
+        self, *, max_iterations=40_000, tolerance=1e-7, restarts=1, learning_rate=1e-2
+    ):
+        self._set_loop(max_iterations, tolerance, restarts)
+        self.learning_rate = check_positive("learning_rate", learning_rate)
+
+    def __repr__(self):
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"MaximumAPosteriori({settings})"
+
+    @property
+    def needs(self):
+        return SupportsMAP
+
+    def settings(self):
+        return {
+            "max_iterations": int(self.max_iterations),
+            "tolerance": float(self.tolerance),
+            "restarts": self.restarts,
+            "learning_rate": float(self.learning_rate),
+        }
+
+    def check(self, model):
+        model.check_map(self)
+
+    def init(self, model, data, key, lane, initial):
+        parameters = model.map_init(data, key, lane, initial)
+        dtype = jax.tree.leaves(parameters)[0].dtype
+        climb = _Climb(
+            parameters,
+            optax.scale_by_adam().init(parameters),
+            jnp.asarray(self.learning_rate, dtype),
+            parameters,
+            jnp.asarray(-jnp.inf, dtype),
+        )
+        return AscentState(climb, jnp.asarray(jnp.inf, dtype))
+
+    def step(self, model, data, state):
+        climb = state.parameters
+        adam = optax.scale_by_adam()
+        objective, gradient = jax.value_and_grad(lambda p: model.map_objective(data, p))(
+            climb.parameters
+        )
+        finite = jnp.all(
+            jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((objective, gradient))])
+        )
+        better = finite & (objective > climb.objective)
+        best = _where(better, climb.parameters, climb.best)
+        direction, moments = adam.update(gradient, climb.moments)
+        moved = jax.tree.map(lambda p, d: p + climb.rate * d, climb.parameters, direction)
+        moved = _where(finite, moved, best)
+        updated = _Climb(
+            moved,
+            _where(finite, moments, adam.init(best)),
+            jnp.where(finite, climb.rate, 0.5 * climb.rate),
+            best,
+            jnp.where(better, objective, climb.objective),
+        )
+        change = model.map_change(data, moved, climb.parameters)
+        # Back at the start, nothing is left to try.
+        nowhere = jnp.where(jnp.isfinite(updated.objective), jnp.inf, jnp.nan)
+        return self._advance(updated, objective, jnp.where(finite, change, nowhere))
+
+    def finish(self, model, data, states, records):
+        candidates = AscentState(states.parameters.best, states.change)
+        best, lane, finite = self._best(lambda p: model.map_objective(data, p), candidates)
+        return self._fit(*model.map_finish(data, best), finite, lane)
+
+
+def _where(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bayeskit.errors import ConditioningWarning, ConvergenceWarning
 from bayeskit.inference import checkpoint as checkpoints
-from bayeskit.inference.ascent import EM, MessagePassing
+from bayeskit.inference.ascent import EM, MaximumAPosteriori, MessagePassing
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
 from bayeskit.inference.mcmc import MCMC
 from bayeskit.models.base import AbstractModel, SupportsUpdate
@@ -23,7 +23,7 @@ from bayeskit.precision import as_key, double_precision, refuse_transformation
 from bayeskit.results import Convergence
 from bayeskit.validation import check_integer, owned
 
-METHODS = (EM, MessagePassing, MCMC)
+METHODS = (EM, MessagePassing, MCMC, MaximumAPosteriori)
 _BLOCK = 50
 
 

@@ -92,12 +92,16 @@ class SymmetricToeplitz(StructuredOperator):
 
 
 def multiply(
-    first_column: Float[Array, " size"], vector: Inexact[Array, " size"]
+    first_column: Float[Array, " size"], vector: Inexact[Array, " size"], odd: bool = False
 ) -> Inexact[Array, " size"]:
-    """Multiply by the Toeplitz matrix, as a corner of a circulant one of twice its size."""
+    """Multiply by the Toeplitz matrix, as a corner of a circulant one of twice its size.
+
+    With ``odd`` by the antisymmetric one, whose first column begins with zero.
+    """
     size = first_column.size
     middle = jnp.zeros_like(first_column[:1])
-    circulant = jnp.concatenate([first_column, middle, first_column[:0:-1]])
+    mirrored = -first_column[:0:-1] if odd else first_column[:0:-1]
+    circulant = jnp.concatenate([first_column, middle, mirrored])
     return _circular_convolution(circulant, vector)[:size]
 
 
@@ -175,14 +179,21 @@ def logdet(first_column: Float[Array, " size"]) -> Float[Array, ""]:
 
 @logdet.defjvp
 def _differentiate_logdet(primals, tangents):
-    """``tr(A⁻¹ dA) = Σ_k dt_k s_k`` with ``s_k`` the sum of the two k-th diagonals of ``A⁻¹``.
-
-    By the Gohberg–Semencul formula one of them sums to ``Σ_j (N - k - 2j) x_j x_{j+k} / x_0``: a
-    correlation, so the derivative needs no matrix.
-    """
+    """``tr(A⁻¹ dA)``."""
     (first_column,), (change,) = primals, tangents
-    size = first_column.size
     inverse_column, variances = durbin(first_column)
+    sums = diagonal_sums_of_inverse(inverse_column)
+    return jnp.sum(jnp.log(variances)), jnp.sum(sums * change)
+
+
+def diagonal_sums_of_inverse(inverse_column: Float[Array, " size"]) -> Float[Array, " size"]:
+    """Sums ``s_k`` of both k-th diagonals of ``A⁻¹``, from its first column.
+
+    The gradient of ``log det A`` by the first column of ``A``. By the Gohberg–Semencul formula one
+    of the diagonals sums to ``Σ_j (N - k - 2j) x_j x_{j+k} / x_0``: a correlation, so that no
+    matrix is needed.
+    """
+    size = inverse_column.size
     index = jnp.arange(size)
 
     def correlate(left):
@@ -190,8 +201,7 @@ def _differentiate_logdet(primals, tangents):
         return _circular_convolution(padded, left[::-1])[size - 1 : 2 * size - 1]
 
     sums = (size - index) * correlate(inverse_column) - 2 * correlate(index * inverse_column)
-    sums = sums / inverse_column[0] * jnp.where(index == 0, 1, 2)
-    return jnp.sum(jnp.log(variances)), jnp.sum(sums * change)
+    return sums / inverse_column[0] * jnp.where(index == 0, 1, 2)
 
 
 def diagonal_of_inverse(first_column: Float[Array, " size"]) -> Float[Array, " size"]:

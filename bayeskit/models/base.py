@@ -224,6 +224,33 @@ class SupportsMessages(AbstractModel):
         """The approximation, the bound, and diagnostics for ``caveats``."""
 
 
+class SupportsMAP(AbstractModel):
+    """Joint maximisation of a density over everything unknown, by gradients."""
+
+    @abc.abstractmethod
+    def check_map(self, method) -> None:
+        """Raise where the model as stated has no density to maximise."""
+
+    @abc.abstractmethod
+    def map_init(self, data, key, lane, initial):
+        """Start values, real arrays on which steps of the method's rate make sense; as ``em_init``.
+
+        They are unconstrained: positive quantities are given by their logarithms.
+        """
+
+    @abc.abstractmethod
+    def map_objective(self, data, parameters):
+        """Log joint density, bounded above; differentiable."""
+
+    @abc.abstractmethod
+    def map_change(self, data, new, old):
+        """As for ``em_change``."""
+
+    @abc.abstractmethod
+    def map_finish(self, data, parameters):
+        """A distribution around the mode, the log evidence or ``None``, and diagnostics."""
+
+
 class SupportsMCMC(AbstractModel):
     """Markov chain Monte Carlo through an ordinary NumPyro model."""
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.linalg import kronecker_multiply, safe
+from bayeskit.models.spectral_pde import joint
 from bayeskit.models.spectral_pde.basis import derivative
 from bayeskit.models.spectral_pde.dense import back_substitute
+from bayeskit.models.spectral_pde.spectrum import SpectralMixture
 from bayeskit.pde.field import orders_of
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
@@ -212,6 +214,74 @@ class TensorSolution(AbstractSolution):
         weights = jax.random.normal(key, (count,), self.coefficients.dtype) / jnp.sqrt(count)
         moved = self.coefficients + jnp.tensordot(weights, self.deviations, axes=1)
         return kronecker_multiply(self._factors(data, nodes_of(data)), moved)
+
+
+class JointSolution(AbstractSolution):
+    """Values on a uniform grid, their covariance around a joint mode, and the kernel in between.
+
+    Attributes
+    ----------
+    mode : Mode
+    kernel : SpectralMixture
+    """
+
+    mode: joint.Mode
+    kernel: SpectralMixture
+    components: Any
+    residual: Any
+    misfit: Any
+    noise: Any
+    power: Any
+
+    def interpolations(self, data, places):
+        """Weights, explained variances and prior variances of all dimensions."""
+        found = []
+        for k, (axis, components) in enumerate(zip(data.axes, self.components, strict=True)):
+            root = joint.root_of(self.kernel, components, self.mode.values.shape[k])
+            order = places.orders[k]
+            weights, explained, prior = joint.interpolation(
+                self.kernel, components, root, places.points[k], order
+            )
+            unit = axis.length**-order
+            found.append((unit * weights, unit**2 * explained, unit**2 * prior))
+        return found
+
+    def on_grid(self, data, places):
+        """See :class:`AbstractSolution`: of the values, and of the field given these."""
+        found = self.interpolations(data, places)
+        factors = [weights for weights, _, _ in found]
+        mean = kronecker_multiply(factors, self.mode.values)
+        explained, prior = jnp.ones(()), jnp.ones(())
+        for _, explains, has in found:
+            explained, prior = explained[..., None] * explains, prior * has
+
+        def add(total, deviation):
+            return total + kronecker_multiply(factors, deviation) ** 2, None
+
+        variance, _ = jax.lax.scan(
+            add, jnp.maximum(prior - explained, 0.0), self.mode.deviations
+        )
+        return mean, variance
+
+    def draw(self, key, data):
+        """A draw of the values, and one of the field given these: from the prior, moved."""
+        own, given = jax.random.split(key)
+        weights = jax.random.normal(own, self.mode.deviations.shape[:1])
+        values = self.mode.values + jnp.tensordot(weights, self.mode.deviations, axes=1)
+        factors, roots = [], []
+        places = nodes_of(data)
+        for k, (interpolates, _, _) in enumerate(self.interpolations(data, places)):
+            factors.append(interpolates)
+            roots.append(
+                joint.conditional_root(self.kernel, self.components[k], places.points[k], interpolates.shape[1])
+            )
+        # The prior's field at the nodes and on the grid, together.
+        noise = jax.random.normal(given, tuple(root.shape[1] for root in roots))
+        both = kronecker_multiply(roots, noise)
+        counts = [interpolates.shape[0] for interpolates in factors]
+        at_nodes = both[tuple(slice(0, count) for count in counts)]
+        on_grid = both[tuple(slice(count, None) for count in counts)]
+        return at_nodes + kronecker_multiply(factors, values - on_grid)
 
 
 class SpectralPDEPosterior(Posterior):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from bayeskit.linalg import safe
 from bayeskit.models.spectral_pde.basis import condition_rows, derivative
-from bayeskit.models.spectral_pde.newton import iterate, rms, share_of
+from bayeskit.models.spectral_pde.newton import equation_share, iterate, rms, share_of
 from bayeskit.models.spectral_pde.problem import Problem
 from bayeskit.pde.residual import Affine
 
@@ -115,21 +115,16 @@ def solve(problem, ops, scales, start):
 def residuals(problem, ops, coefficients, at_check=True):
     """Relative sizes of what the equation and the conditions leave, each by its own terms' size.
 
-    Root mean square between the collocation points (or at them), and the largest condition. Terms
-    count for at least what they are of a solution that varies over the whole box.
+    Root mean square between the collocation points (or at them), and the largest condition.
     """
     equation = problem.at_check if at_check else problem.at_nodes
     values = (ops.check if at_check else ops.nodes) @ coefficients
-    left, by_value = equation.linearised(values)
-    terms = by_value * values
     typical = jnp.stack([rms(ops.value @ coefficients), rms(ops.slope @ coefficients)])
     (axis,) = problem.axes
-    slow = jnp.asarray([axis.length**-order for (order,) in equation.orders]) * typical[0]
-    size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
-    size = size + slow @ jnp.abs(by_value)
-    scale = jnp.sum(jnp.abs(problem.axes[0].terms) @ typical, axis=1) + jnp.abs(problem.values[0])
+    scale = jnp.sum(jnp.abs(axis.terms) @ typical, axis=1) + jnp.abs(problem.values[0])
     misfit = jnp.abs(ops.conditions @ coefficients - problem.values[0])
-    return share_of(rms(left), rms(size)), jnp.max(share_of(misfit, scale), initial=0.0)
+    left = equation_share(equation, values, [axis.length], typical[0])
+    return left, jnp.max(share_of(misfit, scale), initial=0.0)
 
 
 class Covariance(NamedTuple):

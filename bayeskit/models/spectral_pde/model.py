@@ -19,12 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.linalg import kronecker_multiply
-from bayeskit.models.base import Prepared, SupportsEM, key_of_lane
-from bayeskit.models.spectral_pde import frame
+from bayeskit.models.base import (
+    Prepared,
+    SupportsEM,
+    SupportsMAP,
+    key_of_lane,
+    relative_change,
+)
+from bayeskit.models.spectral_pde import frame, joint
 from bayeskit.models.spectral_pde import problem as problems
-from bayeskit.models.spectral_pde.approximation import Places, SpectralPDEPosterior
+from bayeskit.models.spectral_pde.approximation import (
+    DenseSolution,
+    JointSolution,
+    Places,
+    SpectralPDEPosterior,
+)
 from bayeskit.models.spectral_pde.basis import derivative
-from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver
+from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver, diagnosed
 from bayeskit.models.spectral_pde.spectrum import SpectralMixture, band
 from bayeskit.pde.problem import PDE
 from bayeskit.results import Labels, PredictionTarget
@@ -72,7 +83,7 @@ def _chosen(candidates):
     return jnp.argmin(tied)
 
 
-class SpectralPDE(SupportsEM):
+class SpectralPDE(SupportsEM, SupportsMAP):
     """Solution of a differential equation under a spectral-mixture Gaussian process.
 
     Parameters
@@ -209,9 +220,10 @@ class SpectralPDE(SupportsEM):
                 f"initial does not fit the model: its grid is "
                 f"{dict(zip(posterior.model.dims, posterior.model.points, strict=True))}"
             )
-        if len(self.dims) == 1:
+        if isinstance(posterior.approximation, DenseSolution):
             return posterior.approximation.coefficients
-        return jnp.asarray(posterior.mean["solution"])
+        values = jnp.asarray(posterior.mean["solution"])
+        return data.axes[0].between @ values if len(self.dims) == 1 else values
 
     def prediction_target(self, inputs, labels):
         """At a grid of points by dimension; with orders of a derivative beside them, as a pair."""
@@ -360,6 +372,78 @@ class SpectralPDE(SupportsEM):
         """The solution, what is not known of it, and the evidence where there is one."""
         best = _chosen(parameters)
         return self._solver.finish(data, self._components(data, best), parameters.fields[best])
+
+    # Joint mode
+
+    def check_map(self, method):
+        """Any equation that has values at the ends; see :meth:`map_init`."""
+
+    def map_init(self, data, key, lane, initial):
+        """Zero everywhere, or the field of ``initial``; other lanes have random frequencies."""
+        if data.uniform is None:
+            raise ValueError(
+                "MaximumAPosteriori takes the equation and its conditions at the ends of the "
+                "domain, where these have no value: use EM"
+            )
+        largest = max(max(orders) for orders in data.uniform.residual.orders)
+        if largest > 2 and self.kernel.family == "student-t":
+            raise ValueError(
+                f"the equation has order {largest}; under a student-t spectrum a field has two "
+                "derivatives only"
+            )
+        if initial is None:
+            values = jnp.zeros(self.points)
+        else:
+            factors = [
+                derivative(axis, joint.grid(count), 0)
+                for axis, count in zip(data.axes, self.points, strict=True)
+            ]
+            if len(self.dims) > 1:
+                factors = [f @ a.between for f, a in zip(factors, data.axes, strict=True)]
+            values = kronecker_multiply(factors, initial)
+        unknowns = joint.start(data, self.kernel, values)
+        keys = jax.random.split(key_of_lane(key, lane), len(self.dims))
+        drawn = [
+            joint.highest(count) * jax.random.uniform(each, (self.kernel.num_components,))
+            for each, count in zip(keys, self.points, strict=True)
+        ]
+        other = joint.start(data, self.kernel, values, drawn)
+        return jax.tree.map(lambda a, b: jnp.where(lane == 0, a, b), unknowns, other)
+
+    def map_objective(self, data, parameters):
+        """Log joint density of values, spectra and precisions."""
+        return joint.objective(data, self.kernel, parameters)
+
+    def map_change(self, data, new, old):
+        """Of the values on the grid."""
+        return relative_change(new.values, old.values)
+
+    def map_finish(self, data, parameters):
+        """Laplace's approximation for the values, everything else plugged in; no evidence."""
+        mode = joint.laplace(data, self.kernel, parameters, jax.random.key(0))
+        parameters = parameters._replace(values=mode.values)
+        components = tuple(joint.components_of(self.kernel, each) for each in parameters.spectra)
+        power = jnp.mean(mode.values**2)
+        zero = jnp.zeros(())
+        solution = JointSolution(
+            mode,
+            self.kernel,
+            components,
+            zero,
+            joint.largest_misfit(data, self.kernel, parameters, jnp.sqrt(power)),
+            jnp.exp(-0.5 * parameters.log_equation),
+            power,
+        )
+
+        def at_check(k, order):
+            orders = tuple(order if j == k else 0 for j in range(len(self.dims)))
+            places = Places(tuple(axis.check for axis in data.axes), orders)
+            return solution.interpolations(data, places)[k][0]
+
+        residual = joint.residual_between(data, at_check, mode.values)
+        solution = eqx.tree_at(lambda s: s.residual, solution, residual)
+        moments = solution.predict(None, False, None, data)
+        return solution, None, diagnosed(data, *moments, residual, solution.misfit)
 
 
 def _box(nodes, count):

@@ -1,5 +1,7 @@
 """Newton's iteration with halved steps, until rounding stalls it; and sizes of numbers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +17,25 @@ def rms(values):
 def share_of(part, whole):
     """Zero where the whole is."""
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
+def equation_share(equation, values, lengths, typical):
+    """Root mean square of what is left of an equation, relative to the size of its terms.
+
+    Terms count for at least what they are of a solution of ``typical`` size that varies over the
+    whole box. ``values`` (derivatives, points) are those of the field.
+    """
+    left, by_value = equation.linearised(values)
+    terms = by_value * values
+    slow = jnp.stack(
+        [
+            typical * math.prod(length**-o for length, o in zip(lengths, orders, strict=True))
+            for orders in equation.orders
+        ]
+    )
+    size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
+    size = size + slow @ jnp.abs(by_value)
+    return share_of(rms(left), rms(size))
 
 
 def iterate(towards, size, merit, start, halvings):

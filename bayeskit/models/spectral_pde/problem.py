@@ -45,6 +45,20 @@ class Axis(NamedTuple):
     between: Any
 
 
+class Uniform(NamedTuple):
+    """The problem on a uniform grid that has the ends of every dimension.
+
+    Attributes
+    ----------
+    residual : Residual
+    values : tuple of arrays (conditions, N_others…)
+        Of the conditions of each dimension.
+    """
+
+    residual: residuals.Residual
+    values: tuple[Any, ...]
+
+
 class Problem(NamedTuple):
     """Everything that differs from problem to problem of a shape.
 
@@ -57,6 +71,8 @@ class Problem(NamedTuple):
         Of the conditions of each dimension, at the nodes of the others and between these.
     near_nyquist : scalar
         Share of the source's energy at frequencies that the points hardly resolve.
+    uniform : Uniform or None
+        None where the equation or a condition has no value at the ends.
     """
 
     axes: tuple[Axis, ...]
@@ -65,6 +81,7 @@ class Problem(NamedTuple):
     values: tuple[Any, ...]
     values_between: tuple[Any, ...]
     near_nyquist: Any
+    uniform: Uniform | None
 
 
 def build(pde, points, kernel) -> Problem:
@@ -95,6 +112,7 @@ def build(pde, points, kernel) -> Problem:
         tuple(_values(pde, axes, k, grid) for k in range(len(axes))),
         tuple(_values(pde, axes, k, check) for k in range(len(axes))),
         _share_near_nyquist(source) if np.all(np.isfinite(source)) else 0.0,
+        _uniform(pde, axes, traced),
     )
 
     def array(leaf):
@@ -102,6 +120,16 @@ def build(pde, points, kernel) -> Problem:
         return jnp.asarray(leaf, float) if isinstance(leaf, float) else jnp.asarray(leaf)
 
     return jax.tree.map(array, problem)
+
+
+def _uniform(pde, axes, traced):
+    grid = [np.linspace(0.0, 1.0, axis.nodes.shape[0]) for axis in axes]
+    try:
+        with np.errstate(all="ignore"):
+            values = tuple(_values(pde, axes, k, grid) for k in range(len(axes)))
+            return Uniform(traced(grid), values)
+    except ValueError:
+        return None
 
 
 def source_of(residual, count):

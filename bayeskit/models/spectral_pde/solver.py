@@ -75,7 +75,8 @@ class AbstractSolver(eqx.Module):
         ]
 
 
-def _diagnosed(problem, mean, variance, residual, misfit):
+def diagnosed(problem, mean, variance, residual, misfit):
+    """What the caveats are read from, of moments at the nodes."""
     power = jnp.mean(mean**2)
     deviation = jnp.sqrt(jnp.mean(variance) / jnp.where(power > 0, power, 1.0))
     deviation = jnp.where(power > 0, deviation, 0.0)
@@ -127,7 +128,7 @@ class DenseSolver(AbstractSolver):
             jnp.mean((ops.value @ field) ** 2),
         )
         moments = solution.predict(None, False, None, problem)
-        return solution, spread.log_evidence, _diagnosed(problem, *moments, residual, misfit)
+        return solution, spread.log_evidence, diagnosed(problem, *moments, residual, misfit)
 
 
 class TensorSolver(AbstractSolver):
@@ -176,4 +177,4 @@ class TensorSolver(AbstractSolver):
             jnp.sum(field**2),
         )
         moments = solution.predict(None, False, None, problem)
-        return solution, None, _diagnosed(problem, *moments, residual, misfit)
+        return solution, None, diagnosed(problem, *moments, residual, misfit)

@@ -10,10 +10,12 @@ Wilson and R. P. Adams, "Gaussian process kernels for pattern discovery and extr
 PDEs with Gaussian processes", ICLR 2024.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax import lax
 
 from bayeskit.codec import storable
 from bayeskit.validation import check_integer
@@ -94,3 +96,37 @@ def log_density(kernel, components, frequencies):
     joined = jnp.concatenate(terms, axis=1)
     top = jnp.max(joined, axis=1, keepdims=True)
     return top[:, 0] + jnp.log(jnp.sum(jnp.exp(joined - top), axis=1))
+
+
+def covariance(kernel, components, lags, order=0):
+    """Derivative of some order of the kernel at lags in boxes, of their shape.
+
+    Every component is the real part of ``p(δ) exp(c(δ))`` with complex ``c``: derivatives multiply
+    it by polynomials. Orders above four of a Matérn 5/2 kernel do not exist at zero.
+    """
+    distance = jnp.abs(lags)[..., None]
+    turns = 2.0 * jnp.pi * components.frequencies
+    if kernel.family == "gaussian":
+        rate = 2.0 * (jnp.pi * components.widths) ** 2
+        decay = jnp.exp(-rate * distance**2)
+        slope = lax.complex(-2.0 * rate * distance, jnp.broadcast_to(turns, decay.shape))
+        before, factor = 0.0, jnp.ones_like(slope)
+        for n in range(order):
+            before, factor = factor, slope * factor - 2.0 * n * rate * before
+    else:
+        rate = math.sqrt(_DEGREES) * 2.0 * jnp.pi * components.widths
+        decay = jnp.exp(-rate * distance)
+        power = lax.complex(-rate, turns)
+        polynomials = (
+            1.0 + rate * distance * (1.0 + rate * distance / 3.0),
+            rate * (1.0 + 2.0 * rate * distance / 3.0),
+            2.0 * rate**2 / 3.0,
+        )
+        factor = sum(
+            math.comb(order, j) * power ** (order - j) * polynomials[j]
+            for j in range(min(order, 2) + 1)
+        )
+    phase = turns * distance
+    wave = factor * lax.complex(jnp.cos(phase), jnp.sin(phase))
+    value = jnp.sum(jnp.exp(components.log_weights) * decay * jnp.real(wave), axis=-1)
+    return jnp.sign(lags) * value if order % 2 else value

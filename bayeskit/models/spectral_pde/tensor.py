@@ -24,7 +24,7 @@ import lineax as lx
 from bayeskit.linalg.contract import kronecker_multiply
 from bayeskit.linalg.sylvester import schur_form, solve_kronecker_sum
 from bayeskit.models.spectral_pde.basis import Basis, basis_of, derivative
-from bayeskit.models.spectral_pde.newton import iterate, rms, share_of
+from bayeskit.models.spectral_pde.newton import equation_share, iterate, rms, share_of
 from bayeskit.pde.residual import Affine
 
 _HALVINGS = 6
@@ -213,17 +213,10 @@ def solve(problem, space, start):
 def residuals(problem, space, coefficients):
     """As for one dimension: root mean square between the nodes, and the largest condition."""
     values = _derivatives(space.at_check, problem.at_check.orders, coefficients)
-    left, by_value = problem.at_check.linearised(values)
-    terms = by_value * values
     typical = jnp.linalg.norm(coefficients)  # root mean square, by orthonormality
-    slow = [
-        math.prod(axis.length**-o for axis, o in zip(problem.axes, each, strict=True)) * typical
-        for each in problem.at_check.orders
-    ]
-    size = jnp.sum(jnp.abs(terms), axis=0) + jnp.abs(left - jnp.sum(terms, axis=0))
-    size = size + jnp.stack(slow) @ jnp.abs(by_value)
+    left = equation_share(problem.at_check, values, [a.length for a in problem.axes], typical)
     misfits = [_misfit(problem, space, coefficients, k, typical) for k in range(len(problem.axes))]
-    return share_of(rms(left), rms(size)), jnp.max(jnp.stack(misfits))
+    return left, jnp.max(jnp.stack(misfits))
 
 
 def _misfit(problem, space, coefficients, k, typical):
