@@ -249,6 +249,9 @@ class MessagePassing(_Ascent):
         return self._fit(*model.messages_finish(data, best), finite, lane)
 
 
+_MEMORY = 0.999  # share of the average gain that a step keeps
+
+
 class _Climb(NamedTuple):
     """Parameters, Adam's moments and rate, and the best parameters so far with their objective."""
 
@@ -270,7 +273,8 @@ class MaximumAPosteriori(_Ascent):
     max_iterations, restarts
         As for :class:`EM`.
     tolerance : float
-        As for :class:`EM`. Steps of a gradient are small long before the end: this is small too.
+        Stop when the best log density grows by less than this share of itself a step, on average
+        over some thousand steps: Adam's iterates go on moving. ``0.0`` makes all steps.
     learning_rate : float
         Adam's. A step into where the density is not finite is taken back, and steps are halved
         from then on.
@@ -283,13 +287,13 @@ class MaximumAPosteriori(_Ascent):
     --------
     >>> import bayeskit as bk
     >>> bk.inference.MaximumAPosteriori()
-    MaximumAPosteriori(max_iterations=40000, tolerance=1e-07, restarts=1, learning_rate=0.01)
+    MaximumAPosteriori(max_iterations=40000, tolerance=1e-06, restarts=1, learning_rate=0.01)
     """
 
     learning_rate: float
 
     def __init__(
-        self, *, max_iterations=40_000, tolerance=1e-7, restarts=1, learning_rate=1e-2
+        self, *, max_iterations=40_000, tolerance=1e-6, restarts=1, learning_rate=1e-2
     ):
         self._set_loop(max_iterations, tolerance, restarts)
         self.learning_rate = check_positive("learning_rate", learning_rate)
@@ -323,7 +327,7 @@ class MaximumAPosteriori(_Ascent):
             parameters,
             jnp.asarray(-jnp.inf, dtype),
         )
-        return AscentState(climb, jnp.asarray(jnp.inf, dtype))
+        return AscentState(climb, jnp.ones((), dtype))
 
     def step(self, model, data, state):
         climb = state.parameters
@@ -346,10 +350,12 @@ class MaximumAPosteriori(_Ascent):
             best,
             jnp.where(better, objective, climb.objective),
         )
-        change = model.map_change(data, moved, climb.parameters)
-        # Back at the start, nothing is left to try.
-        nowhere = jnp.where(jnp.isfinite(updated.objective), jnp.inf, jnp.nan)
-        return self._advance(updated, objective, jnp.where(finite, change, nowhere))
+        gain = jnp.where(better, objective - climb.objective, 0.0)
+        gain = jnp.minimum(gain / jnp.maximum(jnp.abs(objective), 1.0), 1.0)
+        change = _MEMORY * state.change + (1.0 - _MEMORY) * jnp.where(better, gain, 0.0)
+        # Where the start itself is not finite, nothing is left to try.
+        change = jnp.where(jnp.isfinite(updated.objective), change, jnp.nan)
+        return self._advance(updated, objective, change)
 
     def finish(self, model, data, states, records):
         candidates = AscentState(states.parameters.best, states.change)

@@ -243,10 +243,6 @@ class SupportsMAP(AbstractModel):
         """Log joint density, bounded above; differentiable."""
 
     @abc.abstractmethod
-    def map_change(self, data, new, old):
-        """As for ``em_change``."""
-
-    @abc.abstractmethod
     def map_finish(self, data, parameters):
         """A distribution around the mode, the log evidence or ``None``, and diagnostics."""
 

@@ -19,13 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.linalg import kronecker_multiply
-from bayeskit.models.base import (
-    Prepared,
-    SupportsEM,
-    SupportsMAP,
-    key_of_lane,
-    relative_change,
-)
+from bayeskit.models.base import Prepared, SupportsEM, SupportsMAP, key_of_lane
 from bayeskit.models.spectral_pde import frame, joint
 from bayeskit.models.spectral_pde import problem as problems
 from bayeskit.models.spectral_pde.approximation import (
@@ -279,7 +273,8 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         if diagnostics.residual > _LARGE_RESIDUAL:
             found.append(
                 f"between the collocation points the equation holds to {diagnostics.residual:.1e} "
-                "only: the grid is too coarse, or source or solution are not smooth"
+                "only: the grid is too coarse, source or solution are not smooth, or the method "
+                "stopped early"
             )
         if diagnostics.missing > 0:
             found.append(
@@ -414,10 +409,6 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         """Log joint density of values, spectra and precisions."""
         return joint.objective(data, self.kernel, parameters)
 
-    def map_change(self, data, new, old):
-        """Of the values on the grid."""
-        return relative_change(new.values, old.values)
-
     def map_finish(self, data, parameters):
         """Laplace's approximation for the values, everything else plugged in; no evidence."""
         mode = joint.laplace(data, self.kernel, parameters, jax.random.key(0))
@@ -443,7 +434,9 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         residual = joint.residual_between(data, at_check, mode.values)
         solution = eqx.tree_at(lambda s: s.residual, solution, residual)
         moments = solution.predict(None, False, None, data)
-        return solution, None, diagnosed(data, *moments, residual, solution.misfit)
+        found = diagnosed(data, *moments, residual, solution.misfit)
+        # How well the conditions are met, and how sure the field is, has been learned.
+        return solution, None, found._replace(misfit=zero, deviation=zero)
 
 
 def _box(nodes, count):
