@@ -292,9 +292,7 @@ class MaximumAPosteriori(_Ascent):
 
     learning_rate: float
 
-    def __init__(
-        self, *, max_iterations=40_000, tolerance=1e-6, restarts=1, learning_rate=1e-2
-    ):
+    def __init__(self, *, max_iterations=40_000, tolerance=1e-6, restarts=1, learning_rate=1e-2):
         self._set_loop(max_iterations, tolerance, restarts)
         self.learning_rate = check_positive("learning_rate", learning_rate)
 
@@ -336,7 +334,9 @@ class MaximumAPosteriori(_Ascent):
             climb.parameters
         )
         finite = jnp.all(
-            jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((objective, gradient))])
+            jnp.stack(
+                [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((objective, gradient))]
+            )
         )
         better = finite & (objective > climb.objective)
         best = _where(better, climb.parameters, climb.best)

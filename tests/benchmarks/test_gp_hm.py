@@ -24,7 +24,10 @@ def plane(x, y):
     return np.sin(2 * x) * np.cos(y) + 0.3 * y
 
 
-TRUTHS = {1: (line, lambda x: -4 * np.sin(2 * x)), 2: (plane, lambda x, y: -5 * (plane(x, y) - 0.3 * y))}
+TRUTHS = {
+    1: (line, lambda x: -4 * np.sin(2 * x)),
+    2: (plane, lambda x, y: -5 * (plane(x, y) - 0.3 * y)),
+}
 
 
 def both(dims, family):

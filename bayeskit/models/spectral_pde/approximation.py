@@ -258,9 +258,7 @@ class JointSolution(AbstractSolution):
         def add(total, deviation):
             return total + kronecker_multiply(factors, deviation) ** 2, None
 
-        variance, _ = jax.lax.scan(
-            add, jnp.maximum(prior - explained, 0.0), self.mode.deviations
-        )
+        variance, _ = jax.lax.scan(add, jnp.maximum(prior - explained, 0.0), self.mode.deviations)
         return mean, variance
 
     def draw(self, key, data):
@@ -273,7 +271,9 @@ class JointSolution(AbstractSolution):
         for k, (interpolates, _, _) in enumerate(self.interpolations(data, places)):
             factors.append(interpolates)
             roots.append(
-                joint.conditional_root(self.kernel, self.components[k], places.points[k], interpolates.shape[1])
+                joint.conditional_root(
+                    self.kernel, self.components[k], places.points[k], interpolates.shape[1]
+                )
             )
         # The prior's field at the nodes and on the grid, together.
         noise = jax.random.normal(given, tuple(root.shape[1] for root in roots))

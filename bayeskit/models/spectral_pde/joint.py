@@ -207,7 +207,9 @@ def _misfits(problem, kernel, spectra, values, solved):
     found = []
     for k, (axis, each) in enumerate(zip(problem.axes, spectra, strict=True)):
         rows = _condition_rows(axis, kernel, components_of(kernel, each))
-        flat = [jnp.moveaxis(array, k, 0).reshape(array.shape[k], -1) for array in (values, solved[k])]
+        flat = [
+            jnp.moveaxis(array, k, 0).reshape(array.shape[k], -1) for array in (values, solved[k])
+        ]
         given = problem.uniform.values[k]
         found.append(rows[0] @ flat[0] + rows[1] @ flat[1] - given.reshape(given.shape[0], -1))
     return found
@@ -303,8 +305,9 @@ def laplace(problem, kernel, unknowns, key) -> Mode:
     spectra, size = unknowns.spectra, unknowns.values.size
     factors = factors_of(problem, kernel, spectra)
     roots = [factor.lower for factor in factors]
-    weights = jnp.exp(0.5 * unknowns.log_equation), jnp.sqrt(
-        CONDITION_WEIGHT * jnp.exp(unknowns.log_condition)
+    weights = (
+        jnp.exp(0.5 * unknowns.log_equation),
+        jnp.sqrt(CONDITION_WEIGHT * jnp.exp(unknowns.log_condition)),
     )
 
     def unwhitened(z):
@@ -319,7 +322,9 @@ def laplace(problem, kernel, unknowns, key) -> Mode:
     for k, root in enumerate(roots):
         whitened = _along(partial(safe.solve_triangular, root), whitened, k)
     whitened = whitened.reshape(-1)
-    error, tangent = jax.linearize(lambda z: weighted(unknowns.values + unwhitened(z)), 0 * whitened)
+    error, tangent = jax.linearize(
+        lambda z: weighted(unknowns.values + unwhitened(z)), 0 * whitened
+    )
     if size <= _EXACT:
         matrix = jax.vmap(tangent, out_axes=1)(jnp.eye(size))
         upper = jnp.concatenate([matrix, error[:, None]], axis=1)
@@ -402,7 +407,9 @@ def largest_misfit(problem, kernel, unknowns, typical):
     found = [jnp.zeros(())]
     for axis, misfit, given in zip(problem.axes, misfits, problem.uniform.values, strict=True):
         if misfit.shape[0]:
-            sizes = jnp.sum(jnp.abs(axis.terms), axis=1) @ jnp.stack([typical, typical / axis.length])
+            sizes = jnp.sum(jnp.abs(axis.terms), axis=1) @ jnp.stack(
+                [typical, typical / axis.length]
+            )
             scale = sizes + jnp.max(jnp.abs(given.reshape(misfit.shape)), axis=1)
             found.append(jnp.max(share_of(jnp.max(jnp.abs(misfit), axis=1), scale)))
     return jnp.max(jnp.stack(found))
