@@ -253,11 +253,12 @@ _MEMORY = 0.999  # share of the average gain that a step keeps
 
 
 class _Climb(NamedTuple):
-    """Parameters, Adam's moments and rate, and the best parameters so far with their objective."""
+    """Parameters, Adam's moments and rate, steps made, and the best parameters so far."""
 
     parameters: Any
     moments: Any
     rate: Any
+    count: Any
     best: Any
     objective: Any
 
@@ -274,10 +275,11 @@ class MaximumAPosteriori(_Ascent):
         As for :class:`EM`.
     tolerance : float
         Stop when the best log density grows by less than this share of itself a step, on average
-        over some thousand steps: Adam's iterates go on moving. ``0.0`` makes all steps.
+        over some thousand steps. ``0.0`` makes all steps.
     learning_rate : float
-        Adam's. A step into where the density is not finite is taken back, and steps are halved
-        from then on.
+        Adam's at the start. It falls to zero over the budget, as half of a cosine: with a constant
+        one the iterates would go on jumping around the mode. A step into where the density is not
+        finite is taken back, and steps are halved from then on.
 
     Notes
     -----
@@ -322,6 +324,7 @@ class MaximumAPosteriori(_Ascent):
             parameters,
             optax.scale_by_adam().init(parameters),
             jnp.asarray(self.learning_rate, dtype),
+            jnp.zeros((), dtype),
             parameters,
             jnp.asarray(-jnp.inf, dtype),
         )
@@ -341,12 +344,14 @@ class MaximumAPosteriori(_Ascent):
         better = finite & (objective > climb.objective)
         best = _where(better, climb.parameters, climb.best)
         direction, moments = adam.update(gradient, climb.moments)
-        moved = jax.tree.map(lambda p, d: p + climb.rate * d, climb.parameters, direction)
+        rate = climb.rate * 0.5 * (1.0 + jnp.cos(jnp.pi * climb.count / self.max_iterations))
+        moved = jax.tree.map(lambda p, d: p + rate * d, climb.parameters, direction)
         moved = _where(finite, moved, best)
         updated = _Climb(
             moved,
             _where(finite, moments, adam.init(best)),
             jnp.where(finite, climb.rate, 0.5 * climb.rate),
+            climb.count + 1.0,
             best,
             jnp.where(better, objective, climb.objective),
         )

@@ -79,8 +79,7 @@ class SymmetricToeplitz(StructuredOperator):
 
     def as_matrix(self) -> Float[Array, "size size"]:
         """Return the dense matrix of N² entries."""
-        index = jnp.arange(self.first_column.size)
-        return self.first_column[jnp.abs(index[:, None] - index)]
+        return matrix(self.first_column)
 
     def transpose(self) -> "SymmetricToeplitz":
         """Return the operator itself."""
@@ -91,17 +90,26 @@ class SymmetricToeplitz(StructuredOperator):
         return self
 
 
-def multiply(
-    first_column: Float[Array, " size"], vector: Inexact[Array, " size"], odd: bool = False
-) -> Inexact[Array, " size"]:
-    """Multiply by the Toeplitz matrix, as a corner of a circulant one of twice its size.
+def matrix(first_column: Float[Array, " size"], odd: bool = False) -> Float[Array, "size size"]:
+    """Dense matrix of a first column; antisymmetric with ``odd``, the column's first entry zero.
 
-    With ``odd`` by the antisymmetric one, whose first column begins with zero.
+    By copies of a row that is one longer than the row's length, so that the derivative is a sum of
+    rows, where one of an index would be a slow scatter.
     """
     size = first_column.size
+    right = -first_column if odd else first_column
+    row = jnp.concatenate([right, jnp.zeros_like(right[:1]), first_column[:0:-1]])
+    copies = jnp.broadcast_to(row, (size, row.size)).reshape(-1)
+    return copies[: size * (row.size - 1)].reshape(size, row.size - 1)[:, :size]
+
+
+def multiply(
+    first_column: Float[Array, " size"], vector: Inexact[Array, " size"]
+) -> Inexact[Array, " size"]:
+    """Multiply by the Toeplitz matrix, as a corner of a circulant one of twice its size."""
+    size = first_column.size
     middle = jnp.zeros_like(first_column[:1])
-    mirrored = -first_column[:0:-1] if odd else first_column[:0:-1]
-    circulant = jnp.concatenate([first_column, middle, mirrored])
+    circulant = jnp.concatenate([first_column, middle, first_column[:0:-1]])
     return _circular_convolution(circulant, vector)[:size]
 
 

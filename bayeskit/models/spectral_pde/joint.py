@@ -15,9 +15,10 @@ flat in logarithms of weights and scales and in frequencies, :math:`\lambda = 20
 out the last two terms: the density then grows without bound as the residual goes to zero. Here each
 precision has seen one more error, a millionth of what it is the precision of.
 
-A uniform grid makes every matrix Toeplitz: a first column of kernel values stands for it. One
-Cholesky factor a dimension gives solves and determinant; products are Fourier transforms, and so
-are all derivatives by the first columns. An evaluation with its gradient costs O(d N³ + N^(d+1)).
+A uniform grid makes every matrix Toeplitz: kernels and their derivatives, in closed form, are
+evaluated for a first column only, and gradients flow back to it through sums over diagonals. One
+Cholesky factor a dimension gives solves and determinant. An evaluation with its gradient costs
+O(d N³ + d N^(d+1)).
 """
 
 import math
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayeskit.codec import storable
 from bayeskit.linalg import kronecker_multiply, safe, toeplitz
 from bayeskit.models.spectral_pde.newton import equation_share, rms, share_of
 from bayeskit.models.spectral_pde.spectrum import Components, covariance
@@ -84,15 +86,16 @@ class Factor(NamedTuple):
     ----------
     column : array (N,)
         First column of ``K + jitter``.
-    lower : array (N, N)
-        Its Cholesky factor.
-    slopes : dict of arrays (N,)
-        First columns of the kernel's derivatives, in the user's units, by order.
+    matrix, lower : arrays (N, N)
+        All of it, and its Cholesky factor.
+    derivatives : dict of arrays (N, N)
+        The kernel's derivatives, in the user's units, by order.
     """
 
     column: Any
+    matrix: Any
     lower: Any
-    slopes: dict
+    derivatives: dict
 
 
 def components_of(kernel, spectra) -> Components:
@@ -134,14 +137,11 @@ def factors_of(problem, kernel, spectra) -> list[Factor]:
         used = {orders[k] for orders in problem.uniform.residual.orders} - {0}
         column = covariance(kernel, components, lags).at[0].add(JITTER)
         slopes = {o: covariance(kernel, components, lags, o) / axis.length**o for o in used}
-        lower = safe.cholesky(_toeplitz(jax.lax.stop_gradient(column)))
-        found.append(Factor(column, lower, slopes))
+        matrix = toeplitz.matrix(column)
+        lower = safe.cholesky(jax.lax.stop_gradient(matrix))
+        derivatives = {o: toeplitz.matrix(each, odd=o % 2 == 1) for o, each in slopes.items()}
+        found.append(Factor(column, matrix, lower, derivatives))
     return found
-
-
-def _toeplitz(column):
-    index = jnp.arange(column.size)
-    return column[jnp.abs(index[:, None] - index)]
 
 
 @jax.custom_jvp
@@ -168,18 +168,13 @@ def _along(function, values, axis):
     return jnp.moveaxis(found.reshape(found.shape[0], *moved.shape[1:]), 0, axis)
 
 
-def _multiply(column, columns, odd=False):
-    product = partial(toeplitz.multiply, odd=odd)
-    return jax.vmap(product, (None, 1), 1)(column, columns)
-
-
 def _solve(factor, values, axis):
-    """``K⁻¹`` along one axis; derivatives by the first column go through products with ``K``."""
+    """``K⁻¹`` along one axis; derivatives by ``K`` are those of products with it."""
     lower = jax.lax.stop_gradient(factor.lower)
 
     def solve(columns):
         return jax.lax.custom_linear_solve(
-            partial(_multiply, factor.column),
+            lambda right: factor.matrix @ right,
             columns,
             lambda _, right: _cholesky_solve(lower, right),
             symmetric=True,
@@ -196,8 +191,7 @@ def _derivatives(factors, orders, values, solved):
         for k, order in enumerate(each):
             if order:
                 inverse = _solve(factors[k], current, k) if moved else solved[k]
-                product = partial(_multiply, factors[k].slopes[order], odd=order % 2 == 1)
-                current, moved = _along(product, inverse, k), True
+                current, moved = _along(factors[k].derivatives[order].__matmul__, inverse, k), True
         found.append(current.reshape(-1))
     return jnp.stack(found)
 
@@ -281,6 +275,7 @@ def _smallest_errors(problem):
     return _SMALLEST * size, jnp.asarray(_SMALLEST)
 
 
+@storable
 class Mode(NamedTuple):
     """A normal distribution of the values around the mode, everything else held.
 
@@ -387,7 +382,7 @@ def interpolation(kernel, components, root, points, order):
 def root_of(kernel, components, count):
     """Cholesky factor (N, N) of the values' covariance along a dimension."""
     column = covariance(kernel, components, grid(count)).at[0].add(JITTER)
-    return safe.cholesky(_toeplitz(column))
+    return safe.cholesky(toeplitz.matrix(column))
 
 
 def conditional_root(kernel, components, points, count):
