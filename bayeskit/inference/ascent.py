@@ -70,7 +70,8 @@ class _Ascent(AbstractMethod):
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]
         return best, lane, jnp.all(jnp.stack([*finite, jnp.isfinite(values[lane])]))
 
-    def _fit(self, approximation, log_evidence, diagnosed, finite, lane):
+    def _fit(self, finished, finite, lane):
+        approximation, log_evidence, diagnosed = finished
         if log_evidence is None:
             log_evidence = jnp.asarray(jnp.nan)
         else:
@@ -187,7 +188,7 @@ class EM(_Ascent):
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.em_objective(data, p), states)
-        return self._fit(*model.em_finish(data, best), finite, lane)
+        return self._fit(model.em_finish(data, best), finite, lane)
 
 
 class MessagePassing(_Ascent):
@@ -246,7 +247,7 @@ class MessagePassing(_Ascent):
 
     def finish(self, model, data, states, records):
         best, lane, finite = self._best(lambda p: model.messages_bound(data, p), states)
-        return self._fit(*model.messages_finish(data, best), finite, lane)
+        return self._fit(model.messages_finish(data, best), finite, lane)
 
 
 _MEMORY = 0.999  # share of the average gain that a step keeps
@@ -365,7 +366,7 @@ class MaximumAPosteriori(_Ascent):
     def finish(self, model, data, states, records):
         candidates = AscentState(states.parameters.best, states.change)
         best, lane, finite = self._best(lambda p: model.map_objective(data, p), candidates)
-        return self._fit(*model.map_finish(data, best), finite, lane)
+        return self._fit(model.map_finish(data, best), finite, lane)
 
 
 def _where(condition, new, old):

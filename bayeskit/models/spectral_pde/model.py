@@ -417,13 +417,13 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         power = jnp.mean(mode.values**2)
         zero = jnp.zeros(())
         solution = JointSolution(
-            mode,
-            self.kernel,
-            components,
-            zero,
-            joint.largest_misfit(data, self.kernel, parameters, jnp.sqrt(power)),
-            jnp.exp(-0.5 * parameters.log_equation),
-            power,
+            mode=mode,
+            kernel=self.kernel,
+            components=components,
+            residual=zero,
+            misfit=joint.largest_misfit(data, self.kernel, parameters, jnp.sqrt(power)),
+            noise=jnp.exp(-0.5 * parameters.log_equation),
+            power=power,
         )
 
         def at_check(k, order):
@@ -433,8 +433,8 @@ class SpectralPDE(SupportsEM, SupportsMAP):
 
         residual = joint.residual_between(data, at_check, mode.values)
         solution = eqx.tree_at(lambda s: s.residual, solution, residual)
-        moments = solution.predict(None, False, None, data)
-        found = diagnosed(data, *moments, residual, solution.misfit)
+        mean, variance = solution.predict(None, False, None, data)
+        found = diagnosed(data, mean, variance, residual, solution.misfit)
         # How well the conditions are met, and how sure the field is, has been learned.
         return solution, None, found._replace(misfit=zero, deviation=zero)
 
