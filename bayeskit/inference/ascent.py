@@ -358,7 +358,7 @@ class MaximumAPosteriori(_Ascent):
         )
         gain = jnp.where(better, objective - climb.objective, 0.0)
         gain = jnp.minimum(gain / jnp.maximum(jnp.abs(objective), 1.0), 1.0)
-        change = _MEMORY * state.change + (1.0 - _MEMORY) * jnp.where(better, gain, 0.0)
+        change = _MEMORY * state.change + (1.0 - _MEMORY) * gain
         # Where the start itself is not finite, nothing is left to try.
         change = jnp.where(jnp.isfinite(updated.objective), change, jnp.nan)
         return self._advance(updated, objective, change)
