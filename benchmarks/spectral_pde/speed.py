@@ -139,11 +139,11 @@ def as_unknowns(parameters) -> joint.Unknowns:
 
 
 def started(loss, parameters):
-    """A compiled step of Adam that has been made once, and where it starts."""
-    parameters = jax.tree.map(jax.numpy.asarray, parameters)
+    """A function that makes so many steps of Adam from the start, compiled."""
+    # Python's numbers would have another type in the first step than in the second.
+    parameters = jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), parameters)
     init, step = adam(loss)
     state = init(parameters)
-    jax.block_until_ready(step(parameters, state))
 
     def steps(count):
         moved, moments = parameters, state
@@ -151,6 +151,7 @@ def started(loss, parameters):
             moved, moments, _ = step(moved, moments)
         return moved
 
+    jax.block_until_ready(steps(2))
     return steps
 
 
