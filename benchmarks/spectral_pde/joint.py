@@ -9,7 +9,7 @@ from benchmarks.spectral_pde.problems import PROBLEMS
 
 ORDER = 2
 TITLE = "MaximumAPosteriori on sin 100x: error and learned frequencies by iteration"
-MINUTES = (8, 20)
+MINUTES = (15, 30)
 
 BUDGETS = (2_500, 10_000, 40_000)
 TRUE_FREQUENCIES = {
