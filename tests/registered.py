@@ -127,4 +127,43 @@ def _functional_tucker():
     )
 
 
-REGISTERED = (*_kronecker_sbl(), *_functional_tucker())
+def _spectral_pde():
+    generator = np.random.default_rng(0)
+
+    def solution(x):
+        return np.sin(5 * x) + 0.5 * x
+
+    stiffness = bk.pde.Unknown("stiffness", dist.Normal(2.0, 0.5))
+    pde = bk.pde.PDE(
+        lambda u, x: u.d("x", 2) + stiffness * u + 25 * np.sin(5 * x) - 2 * solution(x),
+        {"x": (0.0, 2.0)},
+        [bk.pde.Dirichlet("x", 0.0, solution)],
+    )
+    points = np.linspace(0.1, 1.7, 12)
+    values = solution(points) + 0.05 * generator.normal(size=12)
+    model = bk.models.SpectralPDE(
+        pde,
+        grid={"x": 12},
+        kernel=bk.models.SpectralMixture(2),
+        spectrum_prior={
+            "weights": dist.LogNormal(-1.0, 0.5),
+            "slow": dist.LogNormal(-1.0, 0.5),
+            "widths": dist.LogNormal(-1.0, 0.3),
+        },
+        noise_prior=dist.LogNormal(-3.0, 0.5),
+    )
+    reasons = {
+        "single_precision": "differential equations are solved in double precision always",
+        "wrong_input_rejected": "None are no data, which an equation can do without",
+    }
+    yield Registered(
+        "spectral_pde",
+        model,
+        bk.pde.Sensors({"x": points}, values),
+        methods(),
+        full=True,
+        expected_failed=dict.fromkeys(("EM", "MessagePassing", "MCMC"), reasons),
+    )
+
+
+REGISTERED = (*_kronecker_sbl(), *_functional_tucker(), *_spectral_pde())

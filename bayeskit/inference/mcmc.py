@@ -103,7 +103,8 @@ class ChainApproximation(AbstractApproximation):
         )
         return jax.tree.map(lambda leaf: leaf.reshape(*self.chains, *leaf.shape[1:]), drawn)
 
-    def _map_conditionals(self, function, model, data):
+    def map_conditionals(self, function, model, data):
+        """A function of every draw's exact conditional: arrays (chain, draw, …)."""
         mapped = map_in_blocks(
             lambda sites: function(model.mcmc_conditional(data, sites)),
             self._flat(),
@@ -112,7 +113,7 @@ class ChainApproximation(AbstractApproximation):
         return jax.tree.map(lambda leaf: leaf.reshape(*self.chains, *leaf.shape[1:]), mapped)
 
     def predict(self, inputs, include_noise, model, data):
-        means, variances = self._map_conditionals(
+        means, variances = self.map_conditionals(
             lambda c: c.predict(inputs, include_noise, model, data), model, data
         )
         mean = jnp.mean(means, axis=(0, 1))
@@ -120,11 +121,11 @@ class ChainApproximation(AbstractApproximation):
 
     def log_predictive(self, model, data):
         """Of every draw: arrays (chain, draw, …)."""
-        return self._map_conditionals(lambda c: c.log_predictive(model, data), model, data)
+        return self.map_conditionals(lambda c: c.log_predictive(model, data), model, data)
 
     def hyper_parameters(self, model, data):
         """What convergence is judged by, and the log evidence of every draw."""
-        return self._map_conditionals(
+        return self.map_conditionals(
             lambda c: (c.judged(model, data), c.log_evidence(model, data)), model, data
         )
 

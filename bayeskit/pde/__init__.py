@@ -3,6 +3,8 @@
 from bayeskit.pde.conditions import Dirichlet, Initial, Neumann, Periodic, Robin
 from bayeskit.pde.field import Field, divergence
 from bayeskit.pde.problem import PDE
+from bayeskit.pde.sensors import Sensors
+from bayeskit.pde.unknown import Unknown
 
 __all__ = [
     "PDE",
@@ -12,5 +14,7 @@ __all__ = [
     "Neumann",
     "Periodic",
     "Robin",
+    "Sensors",
+    "Unknown",
     "divergence",
 ]

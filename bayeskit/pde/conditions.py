@@ -8,7 +8,7 @@ import equinox as eqx
 import numpy as np
 
 from bayeskit.codec import storable
-from bayeskit.validation import check_finite_number, check_integer
+from bayeskit.validation import check_finite_number, check_integer, check_positive
 
 LOWER, UPPER = "lower", "upper"
 
@@ -35,9 +35,12 @@ class AbstractCondition(eqx.Module):
     Attributes
     ----------
     dim : str
+    noise : float or None
+        Deviation of the value's error; ``None`` for an exact one.
     """
 
     dim: eqx.AbstractVar[str]
+    noise: eqx.AbstractVar[float | None]
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -67,6 +70,10 @@ def _check_value(value) -> float | Callable:
     return check_finite_number("value", value)
 
 
+def _check_noise(noise) -> float | None:
+    return None if noise is None else check_positive("noise", noise)
+
+
 def _check_dim(dim) -> str:
     if not isinstance(dim, str):
         raise TypeError(f"dim must be the name of a dimension, got {dim!r}")
@@ -79,10 +86,11 @@ class _AtFace(AbstractCondition):
     dim: str = eqx.field(static=True)
     at: float
     value: Any
+    noise: float | None
 
-    def __init__(self, dim, at, value):
+    def __init__(self, dim, at, value, *, noise=None):
         self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
-        self.value = _check_value(value)
+        self.value, self.noise = _check_value(value), _check_noise(noise)
 
 
 class Dirichlet(_AtFace):
@@ -95,6 +103,8 @@ class Dirichlet(_AtFace):
         Either end of the dimension.
     value : float or callable
         A callable takes all coordinates in the order of the domain, as the residual does.
+    noise : float, optional
+        Deviation of the error of the value, in its units; exact by default.
     """
 
     @property
@@ -120,7 +130,7 @@ class Robin(AbstractCondition):
 
     Parameters
     ----------
-    dim, at, value
+    dim, at, value, noise
         As for :class:`Dirichlet`.
     a, b : float
     """
@@ -130,10 +140,11 @@ class Robin(AbstractCondition):
     value: Any
     a: float
     b: float
+    noise: float | None
 
-    def __init__(self, dim, at, value, *, a=1.0, b=1.0):
+    def __init__(self, dim, at, value, *, a=1.0, b=1.0, noise=None):
         self.dim, self.at = _check_dim(dim), check_finite_number("at", at)
-        self.value = _check_value(value)
+        self.value, self.noise = _check_value(value), _check_noise(noise)
         self.a, self.b = check_finite_number("a", a), check_finite_number("b", b)
         if self.a == 0.0 and self.b == 0.0:
             raise ValueError("a and b must not both be zero: the condition says nothing")
@@ -154,8 +165,10 @@ class Periodic(AbstractCondition):
 
     dim: str = eqx.field(static=True)
 
+    noise: float | None
+
     def __init__(self, dim):
-        self.dim = _check_dim(dim)
+        self.dim, self.noise = _check_dim(dim), None
 
     @property
     def functionals(self):
@@ -169,7 +182,7 @@ class Initial(AbstractCondition):
     Parameters
     ----------
     dim : str
-    value : float or callable
+    value, noise
         As for :class:`Dirichlet`.
     order : int
     """
@@ -177,12 +190,13 @@ class Initial(AbstractCondition):
     dim: str = eqx.field(static=True)
     value: Any
     order: int = eqx.field(static=True)
+    noise: float | None
 
-    def __init__(self, dim, value, order=0):
+    def __init__(self, dim, value, order=0, *, noise=None):
         self.dim, self.order = _check_dim(dim), check_integer("order", order, 0)
         if self.order > 1:
             raise ValueError(f"order must be 0 (value) or 1 (velocity), got {order}")
-        self.value = _check_value(value)
+        self.value, self.noise = _check_value(value), _check_noise(noise)
 
     @property
     def functionals(self):

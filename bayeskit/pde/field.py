@@ -1,6 +1,8 @@
 """The unknown function, as a user's residual sees it."""
 
+import abc
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,70 +10,29 @@ import jax.numpy as jnp
 from bayeskit.validation import check_integer
 
 
-class Field:
-    """The unknown function ``u`` of a residual, at some points.
+class Symbol(abc.ABC):
+    """Stands for numbers of a residual; ``symbol()`` are the numbers themselves.
 
-    ``u()`` is its value, ``u.d("x", 2)`` or ``u.d(x=1, y=1)`` a derivative; all are real arrays
-    (points,), which any function of ``jax.numpy`` takes. ``u`` itself may stand for its value
-    beside ``+ - * / **`` only.
-
-    Parameters
-    ----------
-    coordinates : mapping
-        Arrays (points,) by dimension.
-    read : callable
-        Gives the derivative of some orders, one a dimension.
+    Beside ``+ - * / **`` the symbol alone will do.
     """
 
     # Operators of NumPy's arrays leave the work to the reflected ones here.
     __array_ufunc__ = None
 
-    def __init__(self, coordinates: Mapping, read: Callable):
-        self.coordinates = dict(coordinates)
-        self._read = read
-
-    def __call__(self):
-        """The value, an array (points,)."""
-        return self._read((0,) * len(self.coordinates))
-
-    def d(self, dim=None, order=None, **orders):
-        """A derivative.
-
-        Parameters
-        ----------
-        dim : str, optional
-        order : int, optional
-            Of the derivative by ``dim``; one by default.
-        **orders : int
-            Orders by dimension, instead: ``u.d(x=1, y=1)``.
-
-        Returns
-        -------
-        array (points,)
-
-        Raises
-        ------
-        TypeError
-            If both forms are mixed, or an order is no integer.
-        ValueError
-            For an unknown dimension or a negative order.
-        """
-        if (dim is None) == (not orders) or (dim is None and order is not None):
-            raise TypeError("u.d takes a dimension and an order, or orders by name: u.d(x=1, y=1)")
-        if dim is not None:
-            orders = {dim: 1 if order is None else order}
-        return self._read(orders_of(orders, self.coordinates))
+    @abc.abstractmethod
+    def __call__(self) -> Any:
+        """The numbers."""
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __eq__(self, other):
-        raise _no_array()
+        raise self._no_array()
 
     def __ne__(self, other):
-        raise _no_array()
+        raise self._no_array()
 
     def __bool__(self):
-        raise _no_array()
+        raise self._no_array()
 
     def __add__(self, other):
         return self() + _value(other)
@@ -110,11 +71,63 @@ class Field:
         return self()
 
     def __array__(self, *_, **__):
-        raise _no_array()
+        raise self._no_array()
+
+    def _no_array(self):
+        kind = type(self).__name__
+        return TypeError(f"a {kind} is no array: write u() for its value")
 
 
-def _no_array():
-    return TypeError("a Field is no array: write u() for its value")
+class Field(Symbol):
+    """The unknown function ``u`` of a residual, at some points.
+
+    ``u()`` is its value, ``u.d("x", 2)`` or ``u.d(x=1, y=1)`` a derivative; all are real arrays
+    (points,), which any function of ``jax.numpy`` takes. ``u`` itself may stand for its value
+    beside ``+ - * / **`` only.
+
+    Parameters
+    ----------
+    coordinates : mapping
+        Arrays (points,) by dimension.
+    read : callable
+        Gives the derivative of some orders, one a dimension.
+    """
+
+    def __init__(self, coordinates: Mapping, read: Callable):
+        self.coordinates = dict(coordinates)
+        self._read = read
+
+    def __call__(self):
+        """The value, an array (points,)."""
+        return self._read((0,) * len(self.coordinates))
+
+    def d(self, dim=None, order=None, **orders):
+        """A derivative.
+
+        Parameters
+        ----------
+        dim : str, optional
+        order : int, optional
+            Of the derivative by ``dim``; one by default.
+        **orders : int
+            Orders by dimension, instead: ``u.d(x=1, y=1)``.
+
+        Returns
+        -------
+        array (points,)
+
+        Raises
+        ------
+        TypeError
+            If both forms are mixed, or an order is no integer.
+        ValueError
+            For an unknown dimension or a negative order.
+        """
+        if (dim is None) == (not orders) or (dim is None and order is not None):
+            raise TypeError("u.d takes a dimension and an order, or orders by name: u.d(x=1, y=1)")
+        if dim is not None:
+            orders = {dim: 1 if order is None else order}
+        return self._read(orders_of(orders, self.coordinates))
 
 
 def orders_of(orders, dims) -> tuple[int, ...]:
@@ -128,7 +141,7 @@ def orders_of(orders, dims) -> tuple[int, ...]:
 
 
 def _value(operand):
-    return operand() if isinstance(operand, Field) else operand
+    return operand() if isinstance(operand, Symbol) else operand
 
 
 def divergence(coefficient: Callable, u: Field):

@@ -2,7 +2,7 @@
 
 import abc
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from bayeskit.errors import PrecisionWarning
 from bayeskit.pde.field import Field
+from bayeskit.pde.unknown import reading
 
 _PROBES = (0.0, 1.0, 0.37, -0.61)  # values of the field and its derivatives that are tried
 _SIZES = (1e-2, 1.0, 1e2, 1e4, 1e6)  # of random ones
@@ -55,9 +56,22 @@ def _hidden(part):
 
 
 class Residual(eqx.Module):
-    """A residual at fixed points, as a function of the derivatives that it uses."""
+    """A residual at fixed points, as a function of the derivatives that it uses.
+
+    Attributes
+    ----------
+    orders : tuple of tuples of int
+        One a derivative: orders by dimension.
+    linear : bool
+        In the field, for every value of the unknowns.
+    """
 
     orders: eqx.AbstractVar[tuple]
+    linear: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def given(self, unknowns) -> "Residual":
+        """With other values of the unknown coefficients, a dict by name."""
 
     @abc.abstractmethod
     def linearised(self, values):
@@ -85,17 +99,44 @@ class Affine(Residual):
     coefficients: Float[Array, "derivatives points"]
     source: Float[Array, " points"]
 
+    @property
+    def linear(self):
+        """See :class:`Residual`."""
+        return True
+
+    def given(self, unknowns):
+        """There are none."""
+        return self
+
     def linearised(self, values):
         """See :class:`Residual`."""
         return jnp.sum(self.coefficients * values, axis=0) + self.source, self.coefficients
 
 
-class Nonlinear(Residual):
-    """A traced program, with the arrays that it was written with."""
+class Traced(Residual):
+    """A traced program, with the arrays that it was written with.
+
+    Attributes
+    ----------
+    orders : tuple of tuples of int
+    linear : bool
+        In the field, for every value of the unknowns.
+    code : Code
+        Takes the unknowns in alphabetical order, then the derivatives.
+    constants : tuple of arrays
+    unknowns : dict of scalars by name
+    """
 
     orders: tuple = eqx.field(static=True)
+    linear: bool = eqx.field(static=True)
     code: Code = eqx.field(static=True)
     constants: tuple[Any, ...]
+    unknowns: dict[str, Any]
+
+    def given(self, unknowns):
+        """See :class:`Residual`."""
+        own = {name: unknowns.get(name, value) for name, value in self.unknowns.items()}
+        return eqx.tree_at(lambda r: r.unknowns, self, own)
 
     def linearised(self, values):
         """See :class:`Residual`."""
@@ -104,7 +145,8 @@ class Nonlinear(Residual):
     def value(self, values):
         """The residual alone."""
         closed = core.ClosedJaxpr(self.code.jaxpr, self.constants)
-        (found,) = core.jaxpr_as_fun(closed)(*values)
+        given = [self.unknowns[name] for name in sorted(self.unknowns)]
+        (found,) = core.jaxpr_as_fun(closed)(*given, *values)
         return found
 
 
@@ -119,110 +161,156 @@ def _coefficients(residual, values):
     return jax.vmap(along)(directions)
 
 
-def derivatives_of(pde, coordinates):
-    """Orders of the derivatives that a residual asks for, in the order in which it does.
+class Symbols(NamedTuple):
+    """What a residual asks for: orders of derivatives, in that order, and unknowns by name."""
+
+    orders: tuple
+    unknowns: dict[str, Any]
+
+
+def symbols_of(function, coordinates, name="residual") -> Symbols:
+    """Derivatives and unknowns that a residual uses.
+
+    Parameters
+    ----------
+    function : callable
+        ``residual(u, x, …)``, or an operator of the same form.
+    coordinates : mapping
+        Arrays (points,) by dimension.
+    name : str
+        What errors call it.
 
     Raises
     ------
     TypeError, ValueError
         If the residual does, or does not give one real number a point.
     """
-    found = {}
+    found, unknowns = {}, {}
 
     def read(orders):
         found[orders] = True
         return jnp.zeros(count)
 
+    def read_unknown(unknown):
+        if unknowns.setdefault(unknown.name, unknown) is not unknown:
+            raise ValueError(f"{name} has two unknowns of the name {unknown.name!r}")
+        return jnp.ones(())
+
     count = len(next(iter(coordinates.values())))
-    shape = jax.eval_shape(lambda: _call(pde, coordinates, read))
+    shape = jax.eval_shape(lambda: _call(function, coordinates, read, read_unknown))
     if jnp.issubdtype(shape.dtype, jnp.complexfloating):
         raise TypeError(
-            "residual is complex: complex fields are not supported; state real and imaginary part "
+            f"{name} is complex: complex fields are not supported; state real and imaginary part "
             "as problems of their own where they are not coupled"
         )
     if shape.shape not in ((), (count,)):
         raise ValueError(
-            f"residual must give an array (points,), here ({count},); got {shape.shape}. Systems "
+            f"{name} must give an array (points,), here ({count},); got {shape.shape}. Systems "
             "of equations are not supported"
         )
     if not found:
-        raise ValueError("residual does not depend on u")
-    return tuple(found)
+        raise ValueError(f"{name} does not depend on u")
+    return Symbols(tuple(found), unknowns)
 
 
-def _call(pde, coordinates, read):
+def _call(function, coordinates, read, read_unknown):
     field = Field(coordinates, read)
     try:
-        return jnp.asarray(pde.residual(field, *coordinates.values()))
+        with reading(read_unknown):
+            return jnp.asarray(function(field, *coordinates.values()))
     except TypeError as error:
-        if "Field" in str(error):
+        if "Field" in str(error) or "Unknown" in str(error):
             raise TypeError(
-                "a function of JAX or NumPy was given u itself; write u() for its value, for "
-                f"example jnp.sin(u()): {error}"
+                "a function of JAX or NumPy was given u or an unknown itself; write u() for its "
+                f"value, for example jnp.sin(u()): {error}"
             ) from error
         raise
 
 
-def trace(pde, coordinates, orders) -> Affine | Nonlinear:
+def trace(function, coordinates, symbols, name="residual") -> Affine | Traced:
     """The residual at some points.
 
     Parameters
     ----------
-    pde : PDE
+    function : callable
+        As for :func:`symbols_of`.
     coordinates : mapping
         NumPy arrays (points,) by dimension: sources written in NumPy are evaluated on them once.
-    orders : tuple
-        Of :func:`derivatives_of`.
+    symbols : Symbols
+        Of :func:`symbols_of`.
+    name : str
+        What errors call it.
 
     Raises
     ------
     ValueError
         If a coefficient or the source is not finite, or points are mixed.
     """
+    orders, unknowns = symbols.orders, sorted(symbols.unknowns)
     count = len(next(iter(coordinates.values())))
 
-    def program(*values):
-        given = dict(zip(orders, values, strict=True))
-        return jnp.broadcast_to(_call(pde, coordinates, given.__getitem__), (count,)).astype(float)
+    def program(*arguments):
+        given = dict(zip(unknowns, arguments, strict=False))
+        values = dict(zip(orders, arguments[len(unknowns) :], strict=True))
+        found = _call(
+            function, coordinates, values.__getitem__, lambda unknown: given[unknown.name]
+        )
+        return jnp.broadcast_to(found, (count,)).astype(float)
 
-    shape = jax.ShapeDtypeStruct((count,), float)
-    closed = jax.make_jaxpr(program)(*[shape] * len(orders))
-    constants = tuple(_checked(np.asarray(each)) for each in closed.consts)
-    nonlinear = Nonlinear(orders, Code(closed.jaxpr), constants)
+    shapes = [jax.ShapeDtypeStruct((), float)] * len(unknowns)
+    shapes += [jax.ShapeDtypeStruct((count,), float)] * len(orders)
+    closed = jax.make_jaxpr(program)(*shapes)
+    constants = tuple(_checked(name, np.asarray(each)) for each in closed.consts)
+    middles = {each: typical(symbols.unknowns[each].prior) for each in unknowns}
+    traced = Traced(orders, False, Code(closed.jaxpr), constants, middles)
     zeros = jnp.zeros((len(orders), count))
-    probed = jnp.stack([nonlinear.value(zeros + probe) for probe in _PROBES])
+    probed = jnp.stack([traced.value(zeros + probe) for probe in _PROBES])
     impossible = jnp.where(jnp.all(~jnp.isfinite(probed), axis=0), jnp.nan, 0.0)
-    _check_finite(pde, coordinates, "value for every field tried", impossible)
-    _check_local(nonlinear, zeros)
-    linear = jax.make_jaxpr(lambda values: nonlinear.linearised(values)[1])(zeros)
+    _check_finite(name, coordinates, "value for every field tried", impossible)
+    _check_local(name, traced, zeros)
+    linear = jax.make_jaxpr(lambda values: traced.linearised(values)[1])(zeros)
     if _depends(linear.jaxpr)[0]:
-        return nonlinear
-    source, coefficients = nonlinear.linearised(zeros)
-    _check_finite(pde, coordinates, "source", source)
+        return traced
+    source, coefficients = traced.linearised(zeros)
+    _check_finite(name, coordinates, "source", source)
     for order, coefficient in zip(orders, coefficients, strict=True):
-        _check_finite(pde, coordinates, f"coefficient of the derivative {order}", coefficient)
+        _check_finite(name, coordinates, f"coefficient of the derivative {order}", coefficient)
     constant = bool(jnp.all(coefficients == coefficients[:, :1]))
     affine = Affine(orders, constant, coefficients, source)
-    return affine if _equal(affine, nonlinear, zeros.shape) else nonlinear
+    if not _equal(affine, traced, zeros.shape):
+        return traced
+    return Traced(orders, True, traced.code, constants, middles) if unknowns else affine
 
 
-def _equal(affine, nonlinear, shape):
+def typical(prior):
+    """A value that a prior holds possible."""
+    return jnp.asarray(prior.icdf(0.5) if _has_quantiles(prior) else prior.mean, float)
+
+
+def _has_quantiles(prior):
+    try:
+        return bool(np.isfinite(np.asarray(prior.icdf(0.5))))
+    except NotImplementedError:
+        return False
+
+
+def _equal(affine, traced, shape):
     """Whether both agree on random fields: derivatives do not show steps."""
     generator = np.random.default_rng(0)
     for size in _SIZES:
         values = jnp.asarray(size * generator.standard_normal(shape))
-        found, expected = affine.linearised(values)[0], nonlinear.value(values)
+        found, expected = affine.linearised(values)[0], traced.value(values)
         scale = jnp.sum(jnp.abs(affine.coefficients * values), axis=0) + jnp.abs(affine.source)
         if not bool(jnp.all(jnp.abs(found - expected) <= _SAME * scale)):
             return False
     return True
 
 
-def _checked(constant):
+def _checked(name, constant):
     """A constant array of the user's, as the program wants it."""
     if constant.dtype in (np.float32, np.float16):
         warnings.warn(
-            f"residual uses an array of {constant.dtype} of shape {constant.shape}: the solution "
+            f"{name} uses an array of {constant.dtype} of shape {constant.shape}: the solution "
             "cannot be more accurate; make it float64",
             PrecisionWarning,
             stacklevel=2,
@@ -230,17 +318,17 @@ def _checked(constant):
     return jnp.asarray(constant)
 
 
-def _check_finite(pde, coordinates, what, values):
+def _check_finite(name, coordinates, what, values):
     bad = np.flatnonzero(~np.isfinite(np.asarray(values)))
     if bad.size:
         place = ", ".join(f"{dim} = {axis[bad[0]]:.6g}" for dim, axis in coordinates.items())
         raise ValueError(
-            f"residual: the {what} is not finite at {bad.size} of {len(values)} points, the first "
+            f"{name}: the {what} is not finite at {bad.size} of {len(values)} points, the first "
             f"at {place}"
         )
 
 
-def _check_local(residual, zeros):
+def _check_local(name, residual, zeros):
     """A change of the field at some of the points moves the residual there only."""
     count = zeros.shape[1]
     halves = [np.arange(count) < count // 2, np.random.default_rng(0).uniform(size=count) < 0.5]
@@ -253,7 +341,7 @@ def _check_local(residual, zeros):
     for probe in _PROBES:
         if any(moved_elsewhere(probe, each) for half in halves for each in (half, ~half)):
             raise ValueError(
-                "residual mixes points: integrals and other nonlocal terms are not PDEs"
+                f"{name} mixes points: integrals and other nonlocal terms are not PDEs"
             )
 
 

@@ -59,18 +59,12 @@ class AbstractSolution(AbstractApproximation):
 
     Attributes
     ----------
-    components : tuple of Components
-        One a dimension, in cycles per box.
-    residual, misfit, noise, power : scalars
-        Relative residual between the nodes and at the conditions; deviation of the equation's
-        error; mean square of the field.
+    residual, misfit : scalars
+        Relative residual between the nodes and at the conditions.
     """
 
-    components: eqx.AbstractVar[Any]
     residual: eqx.AbstractVar[Any]
     misfit: eqx.AbstractVar[Any]
-    noise: eqx.AbstractVar[Any]
-    power: eqx.AbstractVar[Any]
 
     @abc.abstractmethod
     def on_grid(self, data, places) -> tuple[Any, Any]:
@@ -94,31 +88,14 @@ class AbstractSolution(AbstractApproximation):
         relative = jnp.maximum(self.misfit, _ROUNDING * jnp.finfo(mean.dtype).eps)
         return relative * jnp.max(jnp.abs(mean))
 
-    @abc.abstractmethod
-    def draw(self, key, data) -> Any:
-        """A field at the nodes, by the equation's error alone."""
-
-    def sample(self, key, model, data):
-        """The field at the nodes; the smallest deviation moves it as a whole."""
-        own, whole = jax.random.split(key)
+    def moved_as_a_whole(self, key, field, data):
+        """A draw of a field at the nodes, with the smallest deviation, which it shares."""
         floor = self._floor(data, nodes_of(data).orders)
-        moved = floor * jax.random.normal(whole, (), floor.dtype)
-        return {"solution": self.draw(own, data) + moved}
-
-    def plugged_in(self, model, data):
-        """Components in the user's units, whose weights sum to the power of the field."""
-        found: dict[str, Any] = {"equation_noise": self.noise}
-        for k, (dim, axis) in enumerate(zip(model.dims, data.axes, strict=True)):
-            each = self.components[k]
-            weights = jnp.exp(each.log_weights - jnp.max(each.log_weights))
-            found[f"weights_{dim}"] = self.power * weights / jnp.sum(weights)
-            found[f"frequencies_{dim}"] = each.frequencies / axis.length
-            found[f"widths_{dim}"] = each.widths / axis.length
-        return found
+        return field + floor * jax.random.normal(key, (), floor.dtype)
 
     def moments(self, model, data):
         """Of the field at the nodes."""
-        mean, variance = self.predict(None, False, model, data)
+        mean, variance = self.predict(nodes_of(data), False, model, data)
         fixed = self.plugged_in(model, data)
         zeros = jax.tree.map(jnp.zeros_like, fixed)
         return {"solution": mean, **fixed}, {"solution": variance, **zeros}
@@ -131,7 +108,43 @@ class AbstractSolution(AbstractApproximation):
         )
 
 
-class DenseSolution(AbstractSolution):
+class _BandSolution(AbstractSolution):
+    """A field under a band of frequencies that was chosen by the residual.
+
+    Attributes
+    ----------
+    components : tuple of Components
+        One a dimension, in cycles per box.
+    noise, power : scalars
+        Deviation of the equation's error; mean square of the field.
+    """
+
+    components: eqx.AbstractVar[Any]
+    noise: eqx.AbstractVar[Any]
+    power: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def draw(self, key, data) -> Any:
+        """A field at the nodes, by the equation's error alone."""
+
+    def sample(self, key, model, data):
+        """The field at the nodes; the smallest deviation moves it as a whole."""
+        own, whole = jax.random.split(key)
+        return {"solution": self.moved_as_a_whole(whole, self.draw(own, data), data)}
+
+    def plugged_in(self, model, data):
+        """Components in the user's units, whose weights sum to the power of the field."""
+        found: dict[str, Any] = {"equation_noise": self.noise}
+        for k, (dim, axis) in enumerate(zip(model.dims, data.axes, strict=True)):
+            each = self.components[k]
+            weights = jnp.exp(each.log_weights - jnp.max(each.log_weights))
+            found[f"weights_{dim}"] = self.power * weights / jnp.sum(weights)
+            found[f"frequencies_{dim}"] = each.frequencies / axis.length
+            found[f"widths_{dim}"] = each.widths / axis.length
+        return found
+
+
+class DenseSolution(_BandSolution):
     """Normal weights of waves and polynomials of one dimension.
 
     Attributes
@@ -168,7 +181,7 @@ class DenseSolution(AbstractSolution):
         return self._features(data, nodes_of(data)) @ moved
 
 
-class TensorSolution(AbstractSolution):
+class TensorSolution(_BandSolution):
     """A field in products of orthonormal functions, and draws of what its residual leaves open.
 
     Attributes
@@ -216,7 +229,7 @@ class TensorSolution(AbstractSolution):
         return kronecker_multiply(self._factors(data, nodes_of(data)), moved)
 
 
-class JointSolution(AbstractSolution):
+class JointSolution(_BandSolution):
     """Values on a uniform grid, their covariance around a joint mode, and the kernel in between.
 
     Attributes
@@ -284,6 +297,14 @@ class JointSolution(AbstractSolution):
         return at_nodes + kronecker_multiply(factors, values - on_grid)
 
 
+def _left(approximation, model, data):
+    """Residual and misfit, of chains their means."""
+    if approximation.chains is None:
+        return jnp.stack([approximation.residual, approximation.misfit])
+    left = approximation.map_conditionals(lambda c: (c.residual, c.misfit), model, data)
+    return jnp.stack([jnp.mean(each) for each in left])
+
+
 class SpectralPDEPosterior(Posterior):
     """A solution with its uncertainty, residual and spectrum."""
 
@@ -298,8 +319,7 @@ class SpectralPDEPosterior(Posterior):
         mean, variance = self.mean["solution"], self.variance["solution"]
         power = float(np.mean(mean**2))
         relative = float(np.sqrt(np.mean(variance) / power)) if power > 0 else 0.0
-        found = self.approximation
-        return max(float(found.residual), float(found.misfit), relative)
+        return max(float(np.max(self.evaluate(_left))), relative)
 
     def predict(self, inputs=None, *, derivative=None, include_noise=False) -> Prediction:
         """The solution or a derivative of it, on any grid in the domain.
@@ -307,12 +327,12 @@ class SpectralPDEPosterior(Posterior):
         Parameters
         ----------
         inputs : mapping, optional
-            Points (P_i,) by dimension, of whose product all are taken; the collocation points by
-            default.
+            Points (P_i,) by dimension, of whose product all are taken. By default what the
+            sensors measure, where they do; the collocation points if there are none.
         derivative : mapping, optional
             Orders by dimension, such as ``{"x": 1}``.
         include_noise : bool
-            There are no measurements, and so no noise of any.
+            Add the variance of the sensors' errors, where they are.
 
         Returns
         -------
@@ -339,10 +359,10 @@ class SpectralPDEPosterior(Posterior):
         >>> bool(abs(slope - np.pi) < 1e-6)
         True
         """
-        if include_noise:
-            raise ValueError("include_noise: there are no measurements whose noise could be added")
+        if include_noise and (inputs is not None or self.prepared.data.measured is None):
+            raise ValueError("include_noise: noise is the sensors' own; leave inputs out")
         if derivative is None:
-            return super().predict(inputs)
+            return super().predict(inputs, include_noise=include_noise)
         if not isinstance(derivative, dict):
             raise TypeError(f"derivative must be a mapping such as {{'x': 1}}, got {derivative!r}")
         return super().predict((inputs, orders_of(derivative, self.prepared.model.dims)))

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from bayeskit.linalg import safe
@@ -9,19 +10,23 @@ from bayeskit.models.spectral_pde import frame
 from bayeskit.models.spectral_pde.spectrum import log_density
 
 _CUT = 1e-12  # of the largest singular value: what is below is rounding
+_BACKGROUND = 1e-8  # of the power
 _SHARE = 0.85  # of as many functions as points: bands end below
 
 
-def derivative(axis, points, order):
-    """Columns (points, K) of all waves' derivatives, in the user's units, at scaled points."""
-    waves = frame.frequencies(axis.nodes.shape[0])
+def derivative(axis, points, order, share=1.0):
+    """Columns (points, K) of waves' derivatives, in the user's units, at scaled points.
+
+    ``share``: of the highest frequency that the collocation points resolve.
+    """
+    waves = frame.frequencies(axis.nodes.shape[0], share)
     return frame.features(points, waves, order) / axis.length**order
 
 
-def condition_rows(axis):
+def condition_rows(axis, share=1.0):
     """What the conditions of a dimension see of all waves, (conditions, K)."""
     flat = axis.places.reshape(-1)
-    columns = [derivative(axis, flat, k) for k in range(2)]
+    columns = [derivative(axis, flat, k, share) for k in range(2)]
     shape = (*axis.places.shape, columns[0].shape[1])
     parts = [columns[k].reshape(shape) * axis.terms[:, :, k, None] for k in range(2)]
     return jnp.sum(parts[0] + parts[1], axis=1)
@@ -30,7 +35,21 @@ def condition_rows(axis):
 def scales_of(kernel, components, axis):
     """Prior deviations (K,) of the coefficients of waves, the largest being one."""
     waves = frame.frequencies(axis.nodes.shape[0])
-    return jnp.exp(0.5 * frame.log_variances(log_density(kernel, components, waves)))
+    densities = log_density(kernel, components, waves)
+    return jnp.exp(0.5 * frame.log_variances(densities - jnp.max(densities), 0.0))
+
+
+def log_variances_of(kernel, components, axis, share):
+    """Prior log variances (K,) of the coefficients, by quadrature of the spectral density.
+
+    Polynomials, which carry what is slower than the box, have the density's at zero. A small share
+    of the power is spread over all: no frequency is ruled out, as tails of Gaussians would.
+    """
+    waves = jnp.concatenate([jnp.zeros(1), frame.frequencies(axis.nodes.shape[0], share)])
+    densities = log_density(kernel, components, waves) - jnp.log(frame.PERIOD)
+    power = jax.scipy.special.logsumexp(components.log_weights)
+    densities = jnp.logaddexp(densities, power + jnp.log(_BACKGROUND / waves.shape[0]))
+    return frame.log_variances(densities[1:], densities[0])
 
 
 class Basis(NamedTuple):

@@ -21,7 +21,6 @@ from bayeskit.linalg import safe
 from bayeskit.models.spectral_pde.basis import condition_rows, derivative
 from bayeskit.models.spectral_pde.newton import equation_share, iterate, rms, share_of
 from bayeskit.models.spectral_pde.problem import Problem
-from bayeskit.pde.residual import Affine
 
 _SHARP = 1e-15  # of the largest column, as ratio of noise to prior deviation
 _HALVINGS = 9
@@ -100,7 +99,7 @@ def _linear_step(problem, ops, scales, coefficients):
 
 def solve(problem, ops, scales, start):
     """Coefficients of the field, and the size of the last step: Newton's, halved where needed."""
-    if isinstance(problem.at_nodes, Affine):
+    if problem.at_nodes.linear:
         return _linear_step(problem, ops, scales, start), jnp.zeros(())
 
     def towards(coefficients):

@@ -18,9 +18,9 @@ PERIOD = 1.4  # of the box; 1.0 would make the field periodic, below 1.2 accurac
 _DEGREE = 3
 
 
-def frequencies(count: int):
-    """Frequencies (m,) of the waves in cycles per box, up to Nyquist's of so many points."""
-    highest = 0.5 * (count - 1)
+def frequencies(count: int, share: float = 1.0):
+    """Frequencies (m,) of the waves in cycles per box, up to a share of what points resolve."""
+    highest = share * 0.5 * (count - 1)
     return jnp.arange(1, int(highest * PERIOD) + 1) / PERIOD
 
 
@@ -51,7 +51,6 @@ def features(points, waves, order: int):
     return jnp.concatenate([jnp.stack(polynomials, 1), turned[0] * scale, turned[1] * scale], 1)
 
 
-def log_variances(log_density):
-    """Prior log variances (4 + 2 m,) of all columns: polynomials have the largest wave's."""
-    top = jnp.max(log_density)
-    return jnp.concatenate([jnp.zeros(_DEGREE + 1), log_density - top, log_density - top])
+def log_variances(log_density, log_slow):
+    """Prior log variances (4 + 2 m,) of all columns, those of polynomials given as one number."""
+    return jnp.concatenate([jnp.full(_DEGREE + 1, log_slow), log_density, log_density])

@@ -10,6 +10,7 @@ with a spectral-mixture kernel :math:`\kappa_\theta`, equation :math:`R` at coll
 "Solving high frequency and multi-scale PDEs with Gaussian processes", ICLR 2024.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +18,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 
 from bayeskit.linalg import kronecker_multiply
-from bayeskit.models.base import Prepared, SupportsEM, SupportsMAP, key_of_lane
-from bayeskit.models.spectral_pde import frame, joint
+from bayeskit.models import priors
+from bayeskit.models.base import (
+    Prepared,
+    SupportsEM,
+    SupportsMAP,
+    SupportsMCMC,
+    SupportsMessages,
+    key_of_lane,
+)
+from bayeskit.models.spectral_pde import evidence, frame, joint, learning
+from bayeskit.models.spectral_pde import hyper as hypers
 from bayeskit.models.spectral_pde import problem as problems
 from bayeskit.models.spectral_pde.approximation import (
     DenseSolution,
@@ -29,11 +41,13 @@ from bayeskit.models.spectral_pde.approximation import (
     SpectralPDEPosterior,
 )
 from bayeskit.models.spectral_pde.basis import derivative
+from bayeskit.models.spectral_pde.learned import EVERYTHING, UNKNOWNS, LearnedSolution
 from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver, diagnosed
 from bayeskit.models.spectral_pde.spectrum import SpectralMixture, band
 from bayeskit.pde.problem import PDE
+from bayeskit.pde.sensors import Sensors
 from bayeskit.results import Labels, PredictionTarget
-from bayeskit.validation import REAL, check_integer, double_array
+from bayeskit.validation import REAL, check_integer, check_positive, double_array
 
 # Bands that compete, as shares of the highest frequency that the points resolve.
 _BANDS = (0.4, 0.5, 0.3, 0.55, 0.2, 0.6, 0.1, 0.45, problems.WIDEST)
@@ -43,6 +57,16 @@ _FEWEST_POINTS = 8
 _SLACK = 1e-9  # of the box
 _LARGE_RESIDUAL, _LARGE_MISFIT, _LARGE_DEVIATION, _LARGE_SHARE = 1e-3, 1e-6, 1e-3, 0.01
 _COMPONENTS = ("weights", "frequencies", "widths")
+_LARGE_NOISE = 0.05  # of the equation's terms
+_MOST_WAVES = 3000  # of products over dimensions, where their weights are integrated out
+_CHAIN_SPREAD = 0.1  # of the logarithms of chains' starts
+# Weights in units of the field's power, widths in cycles per box, noise in units: see the class.
+SPECTRUM_PRIOR = {
+    "weights": priors.ScaledByData(dist.LogNormal(math.log(1e-6), 4.0)),
+    "slow": priors.ScaledByData(dist.LogNormal(math.log(3e-3), 2.0)),
+    "widths": priors.ScaledByData(dist.LogNormal(math.log(0.5), 1.0)),
+}
+NOISE_PRIOR = priors.ScaledByData(dist.LogNormal(math.log(1e-3), 3.0))
 
 
 class Candidates(NamedTuple):
@@ -77,7 +101,7 @@ def _chosen(candidates):
     return jnp.argmin(tied)
 
 
-class SpectralPDE(SupportsEM, SupportsMAP):
+class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
     """Solution of a differential equation under a spectral-mixture Gaussian process.
 
     Parameters
@@ -89,18 +113,43 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         frequency of the solution should stay below 0.55 of ``(points - 1) / 2`` cycles a length
         of the domain.
     kernel : SpectralMixture, optional
-        Prior of the solution.
+        Prior of the solution. Where the spectrum is learned fewer components than its 30 are
+        faster and fit less noise.
+    equation_noise : float, optional
+        Known deviation of independent errors of the equation at the collocation points, in its
+        units: of a source that was measured. Learned by default, where anything is.
+    spectrum_prior : mapping, optional
+        Priors of the components where they are learned: ``"weights"`` (the power of each),
+        ``"slow"`` (the power of the first of several components, which stays below half a cycle
+        a length of the box)
+        and ``"widths"`` (cycles per unit), each a positive NumPyro distribution,
+        :class:`ScaledByData` or ``None`` (flat in the logarithm); what is not given has its
+        default. Frequencies are uniform over the band that the grid resolves. In several
+        dimensions weights are relative in all but the first.
+    noise_prior : distribution, ScaledByData or None
+        Of the deviations of the equation's and of the sensors' errors.
 
     Raises
     ------
     TypeError, ValueError
-        If ``grid`` does not name the dimensions of ``pde``, or its numbers are too small.
+        If ``grid`` does not name the dimensions of ``pde``, or its numbers are too small; if a
+        prior is none.
 
     Notes
     -----
-    There are no measurements so far: ``bk.infer(model, None)``. Sites: ``solution`` (points, …),
-    ``equation_noise`` and, for every dimension ``x``, ``weights_x``, ``frequencies_x`` and
-    ``widths_x`` (components,), in cycles per unit of ``x``.
+    Data: ``None``, or :class:`bayeskit.pde.Sensors`. Sites: ``solution`` (points, …),
+    ``equation_noise``, ``measured`` (sensor,) (what sensors see, without their errors) and
+    ``sensor_noise`` where it is learned, unknown coefficients by their names
+    and, for every dimension ``x``, ``weights_x``, ``frequencies_x`` and ``widths_x``
+    (components,), in cycles per unit of ``x``.
+
+    EM's step ``"evidence"`` learns spectrum, noise and unknown coefficients by maximum evidence
+    (L-BFGS; the solution is integrated out exactly, nonlinear equations being linearised at the
+    field); ``"auto"`` takes it where there are measurements, unknown coefficients or noise by
+    statement, else ``"residual"``. An evaluation costs O((N + K) K²) for N equations and
+    measurements and K waves: 1.9 a collocation point in one dimension, products over several.
+    Unknown coefficients have Laplace's approximation; :class:`bayeskit.inference.MCMC` has none,
+    and integrates over everything.
 
     EM's step ``"residual"`` tries nine bands of frequencies and keeps the one with the smallest
     residual between the collocation points (of nearly equal ones in one dimension the most
@@ -132,9 +181,21 @@ class SpectralPDE(SupportsEM, SupportsMAP):
     dims: tuple[str, ...] = eqx.field(static=True)
     points: tuple[int, ...] = eqx.field(static=True)
     kernel: SpectralMixture
+    equation_noise: float | None
+    spectrum_prior: dict[str, Any]
+    noise_prior: Any
     estimates: Any
 
-    def __init__(self, pde, *, grid, kernel=None):
+    def __init__(
+        self,
+        pde,
+        *,
+        grid,
+        kernel=None,
+        equation_noise=None,
+        spectrum_prior=None,
+        noise_prior=NOISE_PRIOR,
+    ):
         if not isinstance(pde, PDE):
             raise TypeError(f"pde must be a bayeskit.pde.PDE, got {type(pde).__name__}")
         if not isinstance(grid, Mapping):
@@ -149,6 +210,11 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         if not isinstance(kernel, SpectralMixture):
             raise TypeError(f"kernel must be a SpectralMixture, got {type(kernel).__name__}")
         self.kernel = kernel
+        self.equation_noise = (
+            None if equation_noise is None else check_positive("equation_noise", equation_noise)
+        )
+        self.spectrum_prior = _checked_priors(spectrum_prior)
+        self.noise_prior = priors.check_prior("noise_prior", noise_prior)
         self.estimates = None
 
     def __repr__(self):
@@ -160,7 +226,7 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         """Expectation maximisation."""
         from bayeskit.inference.ascent import EM
 
-        return EM(max_iterations=100)
+        return EM(max_iterations=300)
 
     @property
     def posterior_class(self):
@@ -169,12 +235,14 @@ class SpectralPDE(SupportsEM, SupportsMAP):
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
-        if batch:
-            raise TypeError("infer_batch needs measurements, which SpectralPDE does not take yet")
-        if data is not None:
-            raise TypeError(
-                f"data must be None: SpectralPDE takes no measurements yet, got "
-                f"{type(data).__name__}"
+        if data is not None and not isinstance(data, Sensors):
+            raise TypeError(f"data must be bayeskit.pde.Sensors or None, got {type(data).__name__}")
+        if batch and (data is None or data.values.ndim != 2):
+            raise ValueError("data: a batch needs Sensors with values (batch, n)")
+        if not batch and data is not None and data.values.ndim > 1:
+            raise ValueError(
+                f"data: values must be (n,), one a point, got {data.values.shape}; batches are for "
+                "infer_batch"
             )
         pde = self.pde
         assert pde is not None, "only prepared models are without"
@@ -183,28 +251,50 @@ class SpectralPDE(SupportsEM, SupportsMAP):
                 "several dimensions need Schur forms, which JAX has on a CPU only: set "
                 "JAX_PLATFORMS=cpu"
             )
-        problem = problems.build(pde, self.points, self.kernel)
+        items = data.items() if batch else [data]
+        problem = problems.build(pde, self.points, self.kernel, items, self.equation_noise)
+        if problem.stated.uncertain:
+            self._check_size()
         sites = {"solution": self.dims, "equation_noise": ()}
+        if data is not None:
+            sites |= {name: ("sensor",) for name in ("measured", "sensors")}
+            sites["sensor_noise"] = ()
         for dim in self.dims:
             sites |= dict.fromkeys((f"{name}_{dim}" for name in _COMPONENTS), ("component",))
+        for name in problem.unknowns:
+            if name in sites:
+                raise ValueError(f"an unknown is called {name!r}, as a site of the model is")
+            sites[name] = ()
+        first = jax.tree.map(lambda leaf: leaf[0], problem) if batch else problem
         nodes = {
             dim: np.asarray(axis.lower + axis.length * axis.nodes)
-            for dim, axis in zip(self.dims, problem.axes, strict=True)
+            for dim, axis in zip(self.dims, first.axes, strict=True)
         }
-        source = problems.source_of(problem.at_nodes, int(np.prod(self.points)))
+        source, _ = problems.source_of(first.at_nodes, int(np.prod(self.points)))
         table = (self.dims, np.asarray(source).reshape(self.points))
         # Some equations are undefined for the field that is zero.
         tables = {"constant_data": {"source": table}} if np.all(np.isfinite(table[1])) else {}
+        observed = "solution"
+        if data is not None:
+            observed = "sensors"
+            lead = ("batch",) if batch else ()
+            tables["observed_data"] = {"sensors": ((*lead, "sensor"), data.values)}
+            places = {
+                f"sensor_{dim}": ((*lead[: data.points[dim].ndim - 1], "sensor"), data.points[dim])
+                for dim in self.dims
+            }
+            tables["constant_data"] = tables.get("constant_data", {}) | places
         # The user's functions would tie a compiled program to them.
         prepared = eqx.tree_at(
             lambda m: (m.pde, m.estimates), self, (None, None), is_leaf=lambda leaf: leaf is None
         )
-        return Prepared(prepared, problem, Labels(sites, nodes, "solution"), tables)
+        return Prepared(prepared, problem, Labels(sites, nodes, observed), tables)
 
     def sample_prior(self, key):
         """The equation is no data that could be drawn: raises ``ValueError``."""
         raise ValueError(
-            "SpectralPDE has no measurements that could be simulated: its equation is given"
+            "nothing can be drawn from the prior of a SpectralPDE: its equation, which the "
+            "posterior knows as data, is given"
         )
 
     def start_from(self, posterior, data, labels):
@@ -214,6 +304,10 @@ class SpectralPDE(SupportsEM, SupportsMAP):
                 f"initial does not fit the model: its grid is "
                 f"{dict(zip(posterior.model.dims, posterior.model.points, strict=True))}"
             )
+        if posterior.approximation.chains is not None:
+            raise ValueError("initial must not come from chains: there is not one spectrum")
+        if isinstance(posterior.approximation, LearnedSolution):
+            return posterior.approximation.hyper, posterior.approximation.coefficients
         if isinstance(posterior.approximation, DenseSolution):
             return posterior.approximation.coefficients
         values = jnp.asarray(posterior.mean["solution"])
@@ -222,6 +316,10 @@ class SpectralPDE(SupportsEM, SupportsMAP):
     def prediction_target(self, inputs, labels):
         """At a grid of points by dimension; with orders of a derivative beside them, as a pair."""
         inputs, orders = inputs if isinstance(inputs, tuple) else (inputs, (0,) * len(self.dims))
+        if inputs is None and labels.observed == "sensors":
+            if any(orders):
+                raise ValueError("derivative: at the sensors is what they measure; give inputs")
+            return PredictionTarget(("sensor",), {}, None)
         if inputs is None:
             inputs = {dim: labels.coords[dim] for dim in self.dims}
         if not isinstance(inputs, Mapping):
@@ -248,14 +346,18 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         return PredictionTarget(self.dims, shown, Places(tuple(scaled), orders))
 
     def sample_data(self, data, key, sites, inputs):
-        """The drawn solution itself, interpolated between the nodes: there is no noise."""
-        if inputs is None:
+        """Noisy measurements, or the drawn solution itself, interpolated between the nodes."""
+        if inputs is not None:
+            factors = [
+                derivative(axis, points, 0) @ axis.between
+                for axis, points in zip(data.axes, inputs.points, strict=True)
+            ]
+            return kronecker_multiply(factors, sites["solution"])
+        if data.measured is None:
             return sites["solution"]
-        factors = [
-            derivative(axis, points, 0) @ axis.between
-            for axis, points in zip(data.axes, inputs.points, strict=True)
-        ]
-        return kronecker_multiply(factors, sites["solution"])
+        seen, noise = sites["measured"], data.measured.noise
+        noise = sites["sensor_noise"] if noise is None else noise
+        return seen + noise * jax.random.normal(key, seen.shape, seen.dtype)
 
     def caveats(self, diagnostics):
         """Everything that makes an answer doubtful, from what was found without the solution."""
@@ -276,6 +378,12 @@ class SpectralPDE(SupportsEM, SupportsMAP):
                 "only: the grid is too coarse, source or solution are not smooth, or the method "
                 "stopped early"
             )
+        if diagnostics.noise > _LARGE_NOISE:
+            found.append(
+                f"errors of {diagnostics.noise:.0%} of its terms have been learned for the "
+                "equation: unless its source is that noisy, the grid is too coarse or the "
+                "equation does not describe the measurements"
+            )
         if diagnostics.missing > 0:
             found.append(
                 f"{int(diagnostics.missing)} conditions are missing: a dimension needs as many as "
@@ -293,13 +401,34 @@ class SpectralPDE(SupportsEM, SupportsMAP):
 
     @property
     def m_steps(self):
-        """Choice of the band by the residual between the collocation points."""
-        return ("residual",)
+        """By the residual between the points, or by the evidence; ``"auto"`` takes one of them."""
+        return ("auto", "residual", "evidence")
 
     def check_em(self, method):
         """Nothing is pruned."""
         if method.prune:
             raise ValueError(f"prune={method.prune} is not for SpectralPDE: nothing is pruned")
+
+    def _by_evidence(self, data, m_step):
+        """Whether spectrum and noise are learned by the evidence."""
+        if m_step == "residual" and data.stated.uncertain:
+            raise ValueError(
+                "m_step='residual' takes no measurements, noise or unknown coefficients; use "
+                "'evidence' or 'auto'"
+            )
+        if m_step == "evidence":
+            self._check_size()
+        return m_step == "evidence" or (m_step == "auto" and data.stated.uncertain)
+
+    def _check_size(self):
+        count = evidence.number_of_waves(self.points)
+        if count > _MOST_WAVES:
+            grid = dict(zip(self.dims, self.points, strict=True))
+            raise ValueError(
+                f"grid={grid} needs {count} waves, whose weights are integrated out where there "
+                f"are measurements, noise or unknown coefficients; at most {_MOST_WAVES}: take "
+                "fewer points"
+            )
 
     @property
     def _solver(self):
@@ -313,7 +442,14 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         )
 
     def em_init(self, data, key, lane, initial, m_step):
-        """Zero everywhere, other lanes a draw from the prior of the narrowest band."""
+        """Zero everywhere, other lanes a draw from the prior of the narrowest band.
+
+        Of the evidence: peaks of the source's spectrum; other lanes random spectra.
+        """
+        if self._by_evidence(data, m_step):
+            return self._learning_init(data, key, lane, initial)
+        if isinstance(initial, tuple):
+            raise ValueError("initial has a learned spectrum: m_step='residual' starts from none")
         count = len(_BANDS)
         zero = self._solver.zero(data)
         narrowest = self._components(data, int(np.argmin(_BANDS)))
@@ -327,8 +463,27 @@ class SpectralPDE(SupportsEM, SupportsMAP):
             jnp.zeros(()),
         )
 
+    def _learning_init(self, data, key, lane, initial):
+        if initial is not None and not isinstance(initial, tuple):
+            raise ValueError(
+                "initial has no learned spectrum: m_step='evidence' cannot start there"
+            )
+        if initial is None:
+            initial = hypers.start(data), jnp.zeros(evidence.number_of_waves(self.points))
+        drawn = hypers.scattered(key_of_lane(key, lane), data, initial[0])
+        hyper = jax.tree.map(lambda a, b: jnp.where(lane == 0, a, b), initial[0], drawn)
+        field = initial[1]
+        if not data.at_nodes.linear:
+            field = evidence.mode(self.kernel, data, evidence.design(data), hyper, field)
+        return learning.begin(hyper, field)
+
     def em_step(self, data, parameters, m_step, prune):
-        """Solve under the next band; when all were tried, go on with the best one's iteration."""
+        """Solve under the next band; when all were tried, go on with the best one's iteration.
+
+        Of the evidence: a step of L-BFGS.
+        """
+        if isinstance(parameters, learning.Learning):
+            return learning.step(self, data, parameters)
         index = jnp.where(
             self._all_tried(parameters), _chosen(parameters), parameters.trials.astype(int)
         )
@@ -354,17 +509,27 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         return (parameters.trials >= len(_BANDS)) | (jnp.min(parameters.residuals) < enough)
 
     def em_change(self, data, new, old):
-        """Newton's last step under the chosen band; at least one while bands are left to try."""
+        """Newton's last step under the chosen band; at least one while bands are left to try.
+
+        Of the evidence: see :func:`~bayeskit.models.spectral_pde.learning.change`.
+        """
+        if isinstance(new, learning.Learning):
+            return learning.change(self, data, new, old)
         step = new.steps[_chosen(new)]
         return jnp.where(self._all_tried(new), step, jnp.maximum(step, 1.0))
 
     def em_objective(self, data, parameters):
-        """Minus the logarithm of the smallest residual between the collocation points."""
+        """Minus the logarithm of the smallest residual between the points, or of the evidence."""
+        if isinstance(parameters, learning.Learning):
+            matrices = evidence.design(data)
+            return learning.objective(self, data, matrices, parameters.hyper, parameters.field)
         smallest = jnp.min(parameters.residuals)
         return -jnp.log(jnp.maximum(smallest, jnp.finfo(smallest.dtype).tiny))
 
     def em_finish(self, data, parameters):
         """The solution, what is not known of it, and the evidence where there is one."""
+        if isinstance(parameters, learning.Learning):
+            return learning.finish(self, data, parameters, UNKNOWNS)
         best = _chosen(parameters)
         return self._solver.finish(data, self._components(data, best), parameters.fields[best])
 
@@ -375,6 +540,12 @@ class SpectralPDE(SupportsEM, SupportsMAP):
 
     def map_init(self, data, key, lane, initial):
         """Zero everywhere, or the field of ``initial``; other lanes have random frequencies."""
+        if data.stated.uncertain:
+            raise ValueError(
+                "MaximumAPosteriori takes no measurements, noise or unknown coefficients: use EM"
+            )
+        if isinstance(initial, tuple):
+            raise ValueError("initial has a learned spectrum: MaximumAPosteriori starts from none")
         if data.uniform is None:
             raise ValueError(
                 "MaximumAPosteriori takes the equation and its conditions at the ends of the "
@@ -437,6 +608,80 @@ class SpectralPDE(SupportsEM, SupportsMAP):
         found = diagnosed(data, mean, variance, residual, solution.misfit)
         # How well the conditions are met, and how sure the field is, has been learned.
         return solution, None, found._replace(misfit=zero, deviation=zero)
+
+    # Messages: linearised equations, and normal distributions of all hyper-parameters
+
+    def check_messages(self, method):
+        """The weights of all waves must be tractable."""
+        self._check_size()
+
+    def messages_init(self, data, key, lane, initial):
+        """As EM's step ``"evidence"``."""
+        return self._learning_init(data, key, lane, initial)
+
+    def messages_sweep(self, data, messages, damping):
+        """A step on spectrum, noise and unknowns, then the equation linearised at the new field."""
+        return learning.step(self, data, messages, damping)
+
+    def messages_change(self, data, new, old):
+        """As for EM."""
+        return learning.change(self, data, new, old)
+
+    def messages_bound(self, data, messages):
+        """Log evidence, and log prior density of the hyper-parameters."""
+        return self.em_objective(data, messages)
+
+    def messages_finish(self, data, messages):
+        """The field and all hyper-parameters, with Laplace's evidence."""
+        return learning.finish(self, data, messages, EVERYTHING)
+
+    # Markov chain Monte Carlo: the solution is integrated out
+
+    def check_mcmc(self, method):
+        """Priors must be proper."""
+        given = {f"spectrum_prior[{k!r}]": v for k, v in self.spectrum_prior.items()}
+        for name, prior in {**given, "noise_prior": self.noise_prior}.items():
+            if prior is None:
+                raise ValueError(f"MCMC needs a proper prior: {name} is flat")
+        self._check_size()
+
+    def numpyro_model(self, data):
+        """Spectrum, noise and unknown coefficients; the evidence is what they are judged by."""
+        hyper = hypers.sampled(self, data)
+        matrices = evidence.design(data)
+        field = jnp.zeros(matrices.value.shape[1])
+        if not data.at_nodes.linear:
+            # The gradient leaves out how the field moves: the sampler stays exact all the same.
+            fixed = jax.lax.stop_gradient(hyper)
+            field = jax.lax.stop_gradient(evidence.mode(self.kernel, data, matrices, fixed, field))
+        value = evidence.log_evidence(self.kernel, data, matrices, hyper, field)
+        numpyro.factor("evidence", value)
+
+    def mcmc_init(self, data, key, initial):
+        """Peaks of the source's spectrum, shaken; or a fit by the evidence."""
+        hyper = hypers.start(data) if initial is None else initial[0]
+        return hypers.to_sites(self, data, hypers.shaken(key, hyper, _CHAIN_SPREAD))
+
+    def mcmc_conditional(self, data, sites):
+        """The field given spectrum, noise and unknown coefficients."""
+        hyper = hypers.from_sites(self, data, sites)
+        return learning.solution(
+            self, data, hyper, jnp.zeros(evidence.number_of_waves(self.points))
+        )
+
+
+def _checked_priors(given):
+    """All three priors of a spectrum."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"spectrum_prior must be a mapping, got {type(given).__name__}")
+    unknown = [name for name in given if name not in SPECTRUM_PRIOR]
+    if unknown:
+        raise ValueError(f"spectrum_prior has {unknown}; expected some of {list(SPECTRUM_PRIOR)}")
+    return {
+        name: priors.check_prior(f"spectrum_prior[{name!r}]", given.get(name, default))
+        for name, default in SPECTRUM_PRIOR.items()
+    }
 
 
 def _box(nodes, count):

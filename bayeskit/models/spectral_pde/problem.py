@@ -3,11 +3,12 @@
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayeskit.models.spectral_pde import frame
+from bayeskit.models.spectral_pde import frame, starts
 from bayeskit.models.spectral_pde.basis import between, scales_of
 from bayeskit.models.spectral_pde.spectrum import band
 from bayeskit.pde import residual as residuals
@@ -15,6 +16,7 @@ from bayeskit.validation import REAL, double_array
 
 WIDEST = 0.65  # band that is tried, as share of the highest frequency that the points resolve
 _NEAR_NYQUIST = 0.8  # of Nyquist's frequency
+_SLACK = 1e-9  # of the box
 
 
 class Axis(NamedTuple):
@@ -31,6 +33,8 @@ class Axis(NamedTuple):
     places : array (conditions, terms)
     terms : array (conditions, terms, 2)
         Weights of value and slope, in the user's units.
+    noise : array (conditions,)
+        Deviations of the conditions' errors, zero for exact ones.
     between : array (K, N)
         From values at the nodes to coefficients of waves.
     """
@@ -42,6 +46,7 @@ class Axis(NamedTuple):
     length: Any
     places: Any
     terms: Any
+    noise: Any
     between: Any
 
 
@@ -59,6 +64,43 @@ class Uniform(NamedTuple):
     values: tuple[Any, ...]
 
 
+class Measured(eqx.Module):
+    """Measurements of the field at scaled points.
+
+    Attributes
+    ----------
+    orders : tuple
+        One derivative each: orders by dimension.
+    coefficients : array (derivatives, n)
+    points : tuple of arrays (n,)
+    values : array (n,)
+        What an operator gives of no field taken off.
+    offset : array (n,)
+        What has been taken off.
+    noise : array (n,) or None
+        Known deviations of the errors; ``None`` where they are learned.
+    """
+
+    orders: tuple = eqx.field(static=True)
+    coefficients: Any
+    points: tuple[Any, ...]
+    values: Any
+    offset: Any
+    noise: Any
+
+
+class Stated(eqx.Module):
+    """What decides on the program.
+
+    Attributes
+    ----------
+    uncertain : bool
+        Whether anything is measured, unknown or noisy by statement.
+    """
+
+    uncertain: bool = eqx.field(static=True)
+
+
 class Problem(NamedTuple):
     """Everything that differs from problem to problem of a shape.
 
@@ -73,6 +115,16 @@ class Problem(NamedTuple):
         Share of the source's energy at frequencies that the points hardly resolve.
     uniform : Uniform or None
         None where the equation or a condition has no value at the ends.
+    measured : Measured or None
+    unknowns : dict
+        Priors of unknown coefficients by name.
+    equation_noise : scalar or None
+        Known deviation of the equation's errors.
+    units : ~bayeskit.models.spectral_pde.starts.Units
+    peaks : tuple of ~bayeskit.models.spectral_pde.starts.Peaks
+    stated : Stated
+    typical : dict
+        Values that the priors of unknown coefficients hold possible, by name.
     """
 
     axes: tuple[Axis, ...]
@@ -82,15 +134,25 @@ class Problem(NamedTuple):
     values_between: tuple[Any, ...]
     near_nyquist: Any
     uniform: Uniform | None
+    measured: Any
+    unknowns: Any
+    equation_noise: Any
+    units: Any
+    peaks: Any
+    stated: Stated
+    typical: dict[str, Any]
 
 
-def build(pde, points, kernel) -> Problem:
+def build(pde, points, kernel, sensors=(None,), equation_noise=None) -> Problem:
     """The problem of a statement with so many points a dimension; traces and checks it.
+
+    ``sensors``: of several data sets all leaves are stacked on axis 0.
 
     Raises
     ------
     TypeError, ValueError
-        If the residual or a condition does not give finite real numbers, or conditions repeat.
+        If the residual or a condition does not give finite real numbers, conditions repeat, or
+        sensors are outside the domain.
     """
     axes = [
         _axis(pde, dim, ends, count, kernel)
@@ -99,27 +161,57 @@ def build(pde, points, kernel) -> Problem:
     grid = [axis.nodes for axis in axes]
     check = [axis.check for axis in axes]
     uniform = [(np.arange(count) + 0.5) / count for count in points]
-    orders = residuals.derivatives_of(pde, _coordinates(pde.dims, axes, grid))
+    symbols = residuals.symbols_of(pde.residual, _coordinates(pde.dims, axes, grid))
 
     def traced(where):
-        return residuals.trace(pde, _coordinates(pde.dims, axes, where), orders)
+        return residuals.trace(pde.residual, _coordinates(pde.dims, axes, where), symbols)
 
-    source = np.asarray(source_of(traced(uniform), math.prod(points))).reshape(points)
+    evenly = traced(uniform)
+    source, by_value = (np.asarray(part) for part in source_of(evenly, math.prod(points)))
+    source = source.reshape(points)
+    finite = bool(np.all(np.isfinite(source)))
+    values = tuple(_values(pde, axes, k, grid) for k in range(len(axes)))
+    measured = [None if each is None else _measured(pde, axes, each) for each in sensors]
+    known = np.concatenate([np.zeros(0), *[part.ravel() for part in values]])
+    highest = [WIDEST * 0.5 * (count - 1) for count in points]
+    spectrum = (source if finite else None, by_value, symbols.orders, axes)
+
+    def taken_up(each):
+        given = known if each is None else np.concatenate([known, each.values])
+        return starts.taken_up(kernel, *spectrum, given, highest)
+
     problem = Problem(
         tuple(axes),
         traced(grid),
         traced(check),
-        tuple(_values(pde, axes, k, grid) for k in range(len(axes))),
+        values,
         tuple(_values(pde, axes, k, check) for k in range(len(axes))),
-        _share_near_nyquist(source) if np.all(np.isfinite(source)) else 0.0,
+        _share_near_nyquist(source) if finite else 0.0,
         _uniform(pde, axes, traced),
+        measured[0],
+        {name: unknown.prior for name, unknown in symbols.unknowns.items()},
+        equation_noise,
+        *taken_up(measured[0]),
+        Stated(
+            measured[0] is not None
+            or equation_noise is not None
+            or bool(symbols.unknowns)
+            or any(each.noise is not None for each in pde.conditions)
+        ),
+        {name: residuals.typical(each.prior) for name, each in symbols.unknowns.items()},
     )
 
     def array(leaf):
         # Masks and integers of a user's program stay what they are, and so do single floats.
         return jnp.asarray(leaf, float) if isinstance(leaf, float) else jnp.asarray(leaf)
 
-    return jax.tree.map(array, problem)
+    if len(sensors) == 1:
+        return jax.tree.map(array, problem)
+    found = []
+    for each in measured:
+        units, peaks = taken_up(each)
+        found.append(problem._replace(measured=each, units=units, peaks=peaks))
+    return jax.tree.map(lambda *leaves: jnp.stack([array(leaf) for leaf in leaves]), *found)
 
 
 def _uniform(pde, axes, traced):
@@ -133,14 +225,47 @@ def _uniform(pde, axes, traced):
 
 
 def source_of(residual, count):
-    """The residual (points,) of the field that is zero."""
-    return residual.linearised(jnp.zeros((len(residual.orders), count)))[0]
+    """The residual (points,) of the field that is zero, and its derivatives there."""
+    return residual.linearised(jnp.zeros((len(residual.orders), count)))
+
+
+def _measured(pde, axes, sensors):
+    """Sensors in the scaled box, their dimensions in the order of the problem's."""
+    if set(sensors.points) != set(pde.dims):
+        raise ValueError(
+            f"data: sensors have points of {list(sensors.points)}; the dimensions are "
+            f"{list(pde.dims)}"
+        )
+    places = []
+    for dim, axis in zip(pde.dims, axes, strict=True):
+        places.append(scaled_points(f"data: points[{dim!r}]", sensors.points[dim], axis))
+    index = [list(sensors.points).index(dim) for dim in pde.dims]
+    orders = tuple(tuple(each[i] for i in index) for each in sensors.orders)
+    noise = sensors.noise
+    if noise is not None:
+        noise = np.broadcast_to(noise, sensors.offset.shape)
+    values = sensors.values - sensors.offset
+    return Measured(orders, sensors.coefficients, tuple(places), values, sensors.offset, noise)
+
+
+def scaled_points(name, points, axis):
+    """Points in the scaled box; those outside are refused."""
+    scaled = (points - axis.lower) / axis.length
+    outside = np.flatnonzero((scaled < -_SLACK) | (scaled > 1 + _SLACK))
+    if outside.size:
+        raise ValueError(
+            f"{name} has {outside.size} points outside the domain [{axis.lower:.6g}, "
+            f"{axis.lower + axis.length:.6g}], the first {points[outside[0]]:.6g}"
+        )
+    return scaled
 
 
 def _axis(pde, dim, ends, count, kernel):
     nodes, weights = frame.nodes(count)
     lower, length = ends[0], ends[1] - ends[0]
+    own = [each for each in pde.conditions if each.dim == dim]
     rows = [terms for terms, _ in _functionals(pde, dim)]
+    noise = [each.noise or 0.0 for each in own for _ in each.functionals]
     _check_independent(pde, dim, rows)
     width = max(map(len, rows), default=1)
     places, terms = np.zeros((len(rows), width)), np.zeros((len(rows), width, 2))
@@ -148,7 +273,8 @@ def _axis(pde, dim, ends, count, kernel):
         for t, term in enumerate(row):
             places[c, t] = (pde.place(dim, term.place) - lower) / length
             terms[c, t, term.order] = term.weight
-    axis = Axis(nodes, weights, frame.check_points(nodes), lower, length, places, terms, None)
+    check = frame.check_points(nodes)
+    axis = Axis(nodes, weights, check, lower, length, places, terms, np.array(noise), None)
     return axis._replace(between=_between(axis, kernel))
 
 

@@ -38,13 +38,28 @@ class Found(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """What the caveats are read from."""
+    """What the caveats are read from.
+
+    Attributes
+    ----------
+    residual, misfit : scalars
+        Relative residual between the nodes, beyond what noise explains, and at the conditions.
+    deviation : scalar
+        Of the posterior, relative to the field.
+    near_nyquist : scalar
+        See :class:`~bayeskit.models.spectral_pde.problem.Problem`.
+    missing : int
+        Number of conditions.
+    noise : scalar
+        Deviation of the equation's errors relative to its terms where it has been learned.
+    """
 
     residual: Any
     misfit: Any
     deviation: Any
     near_nyquist: Any
     missing: Any
+    noise: Any
 
 
 class AbstractSolver(eqx.Module):
@@ -80,11 +95,17 @@ def diagnosed(problem, mean, variance, residual, misfit):
     power = jnp.mean(mean**2)
     deviation = jnp.sqrt(jnp.mean(variance) / jnp.where(power > 0, power, 1.0))
     deviation = jnp.where(power > 0, deviation, 0.0)
-    missing = sum(
+    missing = jnp.asarray(missing_conditions(problem))
+    nyquist = problem.near_nyquist
+    return Diagnostics(residual, misfit, deviation, nyquist, missing, jnp.zeros(()))
+
+
+def missing_conditions(problem):
+    """How many conditions there are less than the orders of the equation."""
+    return sum(
         max(0, max(orders[k] for orders in problem.at_nodes.orders) - given.shape[0])
         for k, given in enumerate(problem.values)
     )
-    return Diagnostics(residual, misfit, deviation, problem.near_nyquist, jnp.asarray(missing))
 
 
 class DenseSolver(AbstractSolver):

@@ -22,6 +22,12 @@ from bayeskit.validation import check_integer
 
 FAMILIES = ("gaussian", "student-t")
 _DEGREES = 5.0  # of freedom of the spectral density of a Matérn 5/2 kernel
+_LOG_PEAK = {  # of the density of unit weight and width at its centre
+    "gaussian": -0.5 * math.log(2 * math.pi),
+    "student-t": math.lgamma(0.5 * (_DEGREES + 1))
+    - math.lgamma(0.5 * _DEGREES)
+    - 0.5 * math.log(_DEGREES * math.pi),
+}
 
 
 @storable
@@ -83,7 +89,7 @@ def band(kernel, highest) -> Components:
 
 
 def log_density(kernel, components, frequencies):
-    """Logarithm of the spectral density (m,) up to a constant, at frequencies of either sign."""
+    """Logarithm of the spectral density (m,) over positive frequencies: its integral is power."""
     terms = []
     for sign in (1.0, -1.0):
         distance = (frequencies[:, None] + sign * components.frequencies) / components.widths
@@ -92,7 +98,8 @@ def log_density(kernel, components, frequencies):
             if kernel.family == "gaussian"
             else -0.5 * (_DEGREES + 1.0) * jnp.log1p(distance**2 / _DEGREES)
         )
-        terms.append(components.log_weights - jnp.log(components.widths) + shape)
+        peak = components.log_weights - jnp.log(components.widths) + _LOG_PEAK[kernel.family]
+        terms.append(peak + shape)
     joined = jnp.concatenate(terms, axis=1)
     top = jnp.max(joined, axis=1, keepdims=True)
     return top[:, 0] + jnp.log(jnp.sum(jnp.exp(joined - top), axis=1))

@@ -184,7 +184,7 @@ def _step_towards(problem, space, by_value, inverse, right):
 def solve(problem, space, start):
     """Coefficients of the field from a start, and the size of the last step relative to it."""
     orders, shape = problem.at_nodes.orders, space.roots.shape
-    affine = isinstance(problem.at_nodes, Affine)
+    affine = problem.at_nodes.linear
     nulls = [basis.null for basis in space.bases]
     coefficients = with_conditions(problem, space, start)
 

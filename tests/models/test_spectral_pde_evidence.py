@@ -1,0 +1,347 @@
+"""Measurements, noise and unknown coefficients: against dense normal distributions and truth."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy import stats
+
+import bayeskit as bk
+from bayeskit.models import SpectralMixture, SpectralPDE
+from bayeskit.models.spectral_pde import evidence, hyper, learning
+from bayeskit.models.spectral_pde import problem as problems
+from bayeskit.pde import PDE, Dirichlet, Neumann, Sensors, Unknown
+from tests.registered import REGISTERED
+
+UNKNOWN, CLASH = Unknown("k", dist.Normal()), Unknown("solution", dist.Normal())
+STIFFNESS = 3.0
+NOISE = 0.02
+
+
+def solution(x):
+    return np.sin(20 * x) + 0.5 * np.cos(7 * x)
+
+
+def source(x):
+    return -400 * np.sin(20 * x) - 24.5 * np.cos(7 * x) + STIFFNESS**2 * solution(x)
+
+
+def oscillator(points=32, components=3, **options):
+    """``u'' + k² u = f`` without conditions, ``k`` unknown: the research file's problem."""
+    k = Unknown("k", dist.Normal(3.0, 1.0))
+    pde = PDE(lambda u, x: u.d("x", 2) + k**2 * u - source(x), {"x": (0.0, 1.0)}, [])
+    kernel = SpectralMixture(components)
+    return SpectralPDE(pde, grid={"x": points}, kernel=kernel, **options)
+
+
+def measured(seed=0, count=20):
+    generator = np.random.default_rng(seed)
+    points = generator.uniform(0.0, 1.0, count)
+    return Sensors({"x": points}, solution(points) + NOISE * generator.normal(size=count))
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return bk.infer(oscillator(), measured())
+
+
+def _problem(dims):
+    """A problem with noisy and exact conditions, sensors of a slope, and an unknown."""
+    k = Unknown("k", dist.Normal(1.0, 1.0))
+
+    def residual(u, *place):
+        return sum(u.d(dim, 2) for dim in u.coordinates) + k * u - 1.0
+
+    box = dict.fromkeys(dims, (0.0, 2.0))
+    conditions = [Dirichlet(dims[0], 0.0, 0.3, noise=0.05), Neumann(dims[0], 2.0, 0.1)]
+    points = dict(
+        zip(dims, np.random.default_rng(0).uniform(0.2, 1.8, (len(dims), 5)), strict=True)
+    )
+    operator = (lambda u, x: u.d("x")) if len(dims) == 1 else (lambda u, x, y: u.d("x") - 2 * u())
+    sensors = Sensors(points, np.linspace(-1.0, 1.0, 5), operator=operator)
+    model = SpectralPDE(
+        PDE(residual, box, conditions), grid=dict.fromkeys(dims, 9), kernel=SpectralMixture(2)
+    )
+    prepared = model.prepare(sensors)
+    return prepared.model, prepared.data
+
+
+@pytest.mark.parametrize("dims", [("x",), pytest.param(("x", "y"), marks=pytest.mark.full)])
+def test_evidence_and_its_gradient_are_those_of_a_dense_normal_distribution(dims):
+    with jax.enable_x64(True):
+        model, problem = _problem(dims)
+        matrices = jax.jit(evidence.design)(problem)
+        start = hyper.start(problem)
+        flat, unravel = ravel_pytree(start)
+        zero = jnp.zeros(matrices.value.shape[1])
+
+        def dense(vector):
+            given = unravel(vector)
+            scales = jnp.exp(hyper.log_scales(model.kernel, problem, given))
+            values = hyper.unknown_values(problem, given.unknowns)
+            second = sum(
+                matrices.nodes[k] for k, each in enumerate(problem.at_nodes.orders) if 2 in each
+            )
+            (own,) = (k for k, each in enumerate(problem.at_nodes.orders) if not any(each))
+            equation = second + values["k"] * matrices.nodes[own]
+            rows = jnp.concatenate([matrices.conditions, matrices.sensors, equation])
+            right = jnp.concatenate(
+                [matrices.condition_values, problem.measured.values, jnp.ones(equation.shape[0])]
+            )
+            noise, sensor = hyper.deviations(problem, given)
+            exact = matrices.condition_noise == 0
+            size = jnp.max(jnp.abs(matrices.conditions), axis=1) * problem.units.field
+            condition = jnp.where(exact, 1e-7 * size, matrices.condition_noise)
+            spread = jnp.concatenate([condition, sensor, jnp.full(equation.shape[0], noise)])
+            covariance = (rows * scales**2) @ rows.T + jnp.diag(spread**2)
+            return rows, right, covariance
+
+        @jax.jit
+        def found(vector):
+            return evidence.log_evidence(model.kernel, problem, matrices, unravel(vector), zero)
+
+        _, right, covariance = jax.jit(dense)(flat)
+        expected = stats.multivariate_normal(cov=np.asarray(covariance), allow_singular=True)
+        np.testing.assert_allclose(found(flat), expected.logpdf(np.asarray(right)), rtol=1e-7)
+        # A random direction each, by central differences.
+        slope = jax.jit(jax.grad(found))(flat)
+        for seed in range(3):
+            direction = jnp.asarray(np.random.default_rng(seed).normal(size=flat.shape))
+            step = 1e-5
+            change = (found(flat + step * direction) - found(flat - step * direction)) / (2 * step)
+            np.testing.assert_allclose(slope @ direction, change, rtol=1e-5)
+
+
+def test_background_variances_add_up_to_the_power_of_the_kernel():
+    with jax.enable_x64(True):
+        model, problem = _problem(("x",))
+        given = hyper.start(problem)._replace(
+            log_weights=(jnp.log(jnp.asarray([1e-12, 0.8])),),
+            frequencies=(jnp.asarray([0.0, 1.4]),),
+            log_widths=(jnp.log(jnp.asarray([0.3, 0.05])),),
+        )
+        variances = jnp.exp(2 * hyper.log_scales(model.kernel, problem, given))
+        waves = (variances.shape[0] - 4) // 2
+        # Cosines and sines share the power: half of their sum.
+        power = 0.5 * jnp.sum(variances[4 : 4 + 2 * waves]) / problem.units.field**2
+        np.testing.assert_allclose(power, 0.8, rtol=0.02)
+
+
+def test_an_unknown_coefficient_and_the_solution_are_within_their_intervals(posterior):
+    assert posterior.convergence.converged
+    error = posterior.mean["k"] - STIFFNESS
+    deviation = np.sqrt(posterior.variance["k"])
+    assert abs(error) < 3 * deviation
+    assert 0.05 < deviation < 0.3  # 0.08 to 0.17 in the research file's and our repetitions
+    assert 0.5 * NOISE < posterior.mean["sensor_noise"] < 2 * NOISE
+    points = np.linspace(0.0, 1.0, 101)
+    found = posterior.predict({"x": points})
+    z = (found.mean - solution(points)) / np.sqrt(found.variance)
+    assert np.mean(z**2) < 4.0
+    assert np.max(np.abs(found.mean - solution(points))) < 0.1
+
+
+@pytest.mark.full
+def test_methods_agree_on_the_unknown(posterior):
+    messages = bk.infer(
+        posterior.model, posterior.data, bk.inference.MessagePassing(max_iterations=300)
+    )
+    deviation = np.sqrt(posterior.variance["k"])
+    assert abs(messages.mean["k"] - posterior.mean["k"]) < 0.1 * deviation
+    assert np.sqrt(messages.variance["k"]) == pytest.approx(deviation, rel=0.1)
+    assert messages.plugged_in == ()
+    assert messages.variance["sensor_noise"] > 0
+
+
+@pytest.mark.full
+def test_chains_agree_with_messages_on_the_unknown(posterior):
+    method = bk.inference.MCMC(num_warmup=500, num_samples=500, num_chains=2)
+    chains = bk.infer(oscillator(), posterior.data, method, key=0, initial=posterior)
+    deviation = np.sqrt(chains.variance["k"])
+    assert abs(chains.mean["k"] - posterior.mean["k"]) < 0.5 * deviation
+    assert 0.6 < np.sqrt(posterior.variance["k"]) / deviation < 1.3
+
+
+@pytest.mark.full
+def test_leave_one_out_is_a_refit_without_the_sensor(posterior):
+    # Spectrum, noise and unknown stay: what is left out is the measurement alone.
+    with jax.enable_x64(True):
+        model, problem = posterior.prepared.model, posterior.prepared.data
+        given = jax.tree.map(jnp.asarray, posterior.approximation.hyper)
+        outside, _ = posterior.approximation.log_predictive(model, problem)
+        _, noise = hyper.deviations(problem, given)
+        for index in (0, 7):
+            kept = np.arange(20) != index
+            old = problem.measured
+            fewer = problem._replace(
+                measured=problems.Measured(
+                    old.orders,
+                    old.coefficients[:, kept],
+                    tuple(each[kept] for each in old.points),
+                    old.values[kept],
+                    old.offset[kept],
+                    noise[kept],
+                )
+            )
+            given_fewer = given._replace(
+                log_noise={name: v for name, v in given.log_noise.items() if name == "equation"}
+            )
+            zero = jnp.zeros_like(posterior.approximation.coefficients)
+            refit = learning.solution(model, fewer, given_fewer, zero)
+            row = evidence.sensor_rows(problem, problems.WIDEST)[index]
+            spread = np.linalg.solve(np.asarray(refit.factor).T, np.asarray(row * refit.scales))
+            variance = spread @ spread + noise[index] ** 2
+            expected = stats.norm.logpdf(
+                old.values[index], row @ refit.coefficients, np.sqrt(variance)
+            )
+            np.testing.assert_allclose(outside[index], expected, rtol=1e-5)
+
+
+def test_simulated_measurements_and_the_tree_have_the_sensors(posterior, tmp_path):
+    tree = posterior.to_datatree(num_draws=300, posterior_predictive=True)
+    simulated = tree["posterior_predictive"]["sensors"]
+    assert simulated.dims == ("chain", "draw", "sensor")
+    np.testing.assert_array_equal(tree["observed_data"]["sensors"], posterior.data.values)
+    np.testing.assert_array_equal(tree["constant_data"]["sensor_x"], posterior.data.points["x"])
+    noisy = posterior.predict(include_noise=True)
+    error = simulated.mean(("chain", "draw")) - noisy.mean
+    assert np.all(np.abs(error) < 5 * np.sqrt(noisy.variance / 300))
+    assert np.isfinite(posterior.loo().elpd)
+    posterior.save(tmp_path / "posterior.nc")
+    loaded = bk.load(tmp_path / "posterior.nc", posterior.model)
+    np.testing.assert_array_equal(loaded.mean["k"], posterior.mean["k"])
+    np.testing.assert_array_equal(loaded.sample(1, 3)["k"], posterior.sample(1, 3)["k"])
+
+
+@pytest.mark.full
+def test_a_grid_too_coarse_for_the_source_is_reported():
+    """An inverse problem whose band is too narrow must not answer in silence."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        posterior = bk.infer(oscillator(points=9), measured())
+    told = " ".join(str(each.message) for each in caught)
+    assert "frequencies that the grid hardly resolves" in told
+    assert "errors of" in told
+    # Nothing is learned where nothing can be: the prior's deviation is one.
+    assert abs(posterior.mean["k"] - STIFFNESS) < 2 * np.sqrt(posterior.variance["k"])
+    assert posterior.variance["k"] > 0.5
+
+
+@pytest.mark.full
+def test_two_dimensions_with_sensors_alone_are_the_harmonic_function():
+    """Laplace's equation, no conditions: the real part of a cubic polynomial."""
+
+    def harmonic(x, y):
+        return x**3 - 3 * x * y**2 + y
+
+    generator = np.random.default_rng(1)
+    x, y = generator.uniform(-1.0, 1.0, (2, 40))
+    sensors = Sensors(
+        {"y": y, "x": x}, harmonic(x, y) + 0.01 * generator.normal(size=40), noise=0.01
+    )
+    pde = PDE(lambda u, x, y: u.d("x", 2) + u.d("y", 2), {"x": (-1.0, 1.0), "y": (-1.0, 1.0)}, [])
+    model = SpectralPDE(pde, grid={"x": 9, "y": 8}, kernel=SpectralMixture(2))
+    posterior = bk.infer(model, sensors)
+    line = np.linspace(-0.8, 0.8, 9)
+    found = posterior.predict({"x": line, "y": line})
+    truth = harmonic(line[:, None], line[None, :])
+    z = (found.mean - truth) / np.sqrt(found.variance)
+    assert np.mean(z**2) < 4.0
+    assert np.max(np.abs(found.mean - truth)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (([0.1, 0.2], [1.0, 2.0]), TypeError, "points must be a mapping"),
+        (({"x": [0.1, 0.2]}, [1.0]), ValueError, r"values must be \(2,\)"),
+        (({"x": [0.1, np.nan]}, [1.0, 2.0]), ValueError, r"points\['x'\] has 1 non-finite"),
+        (({"x": [0.1, 0.2]}, [1.0, np.inf]), ValueError, "values has 1 non-finite"),
+        (({"x": [0.1, 0.2]}, [1.0, 2j]), TypeError, "values: got dtype complex128"),
+        (({"x": [0.1], "y": [0.1, 0.2]}, [1.0]), ValueError, r"one length n > 0"),
+        (({"x": []}, []), ValueError, r"one length n > 0"),
+        (({"x": [0.1]}, [1.0], 0.0), ValueError, "noise must be positive"),
+        (({"x": [0.1]}, [1.0], [0.1, 0.2]), ValueError, r"noise must be a number or \(1,\)"),
+        (({"x": [0.1]}, [1.0], None, "u"), TypeError, "operator must be a function"),
+        (({"x": [0.1]}, [1.0], None, lambda u, x: u**2), ValueError, "operator must be linear"),
+        (({"x": [0.1]}, [1.0], None, lambda u, x: 1.0 + x), ValueError, "does not depend on u"),
+        (({"x": [0.1]}, [1.0], None, lambda u, t: u), TypeError, "operator must take"),
+    ],
+)
+def test_sensors_that_make_no_sense_are_refused(arguments, kind, message):
+    if message == "operator must take":
+        arguments = (*arguments[:3], lambda u: u)
+    with pytest.raises(kind, match=message):
+        Sensors(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (("k", 3.0), TypeError, "prior must be a NumPyro distribution"),
+        (("2k", dist.Normal()), TypeError, "name must be a name"),
+        (("k", dist.Normal(np.zeros(2))), ValueError, "prior must be a scalar"),
+        (("k", dist.Poisson(1.0)), ValueError, "prior must be continuous"),
+    ],
+)
+def test_unknowns_that_make_no_sense_are_refused(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        Unknown(*arguments)
+
+
+def test_problems_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="3 points outside the domain"):
+        bk.infer(oscillator(), Sensors({"x": [-1.0, 2.0, 3.0, 0.5]}, np.ones(4)))
+    with pytest.raises(ValueError, match=r"sensors have points of \['t'\]"):
+        bk.infer(oscillator(), Sensors({"t": [0.5]}, [1.0]))
+    with pytest.raises(ValueError, match="takes no measurements, noise or unknown"):
+        bk.infer(oscillator(), measured(), bk.inference.EM("residual"))
+    with pytest.raises(ValueError, match=r"values must be \(n,\), one a point"):
+        bk.infer(oscillator(), Sensors({"x": [0.1, 0.2]}, np.ones((3, 2))))
+    with pytest.raises(ValueError, match="needs a proper prior: noise_prior is flat"):
+        bk.infer(oscillator(noise_prior=None), measured(), bk.inference.MCMC(), key=0)
+    with pytest.raises(ValueError, match=r"spectrum_prior has \['weight'\]"):
+        oscillator(spectrum_prior={"weight": None})
+
+
+def _prepared(residual, conditions=(), dims=("x",), points=9, **options):
+    pde = PDE(residual, dict.fromkeys(dims, (0.0, 1.0)), conditions)
+    return SpectralPDE(pde, grid=dict.fromkeys(dims, points), **options).prepare(None)
+
+
+@pytest.mark.parametrize(
+    ("residual", "options", "kind", "message"),
+    [
+        (
+            lambda u, x: u.d("x"),
+            {"conditions": [Dirichlet("x", 0.0, lambda x: UNKNOWN * x)]},
+            ValueError,
+            "only inside a residual",
+        ),
+        (lambda u, x: u.d("x", 2) + CLASH * u, {}, ValueError, "as a site of the model is"),
+        (lambda u, x: u.d("x", 2) + jnp.sin(UNKNOWN) * u, {}, TypeError, r"write u\(\)"),
+        (
+            lambda u, x, y: u.d("x") + u.d("y"),
+            {"dims": ("x", "y"), "points": 80, "equation_noise": 0.1},
+            ValueError,
+            r"needs \d+ waves",
+        ),
+        (
+            lambda u, x: u.d("x", 2) + UNKNOWN * u + Unknown("k", dist.Normal()),
+            {},
+            ValueError,
+            "two unknowns of the name 'k'",
+        ),
+    ],
+)
+def test_statements_that_make_no_sense_are_refused(residual, options, kind, message):
+    with pytest.raises(kind, match=message):
+        _prepared(residual, **options)
+
+
+def test_registered_problem_is_of_this_family():
+    assert any(isinstance(problem.model, SpectralPDE) for problem in REGISTERED)
