@@ -276,7 +276,7 @@ def trace(function, coordinates, symbols, name="residual") -> Affine | Traced:
     for order, coefficient in zip(orders, coefficients, strict=True):
         _check_finite(name, coordinates, f"coefficient of the derivative {order}", coefficient)
     constant = bool(jnp.all(coefficients == coefficients[:, :1]))
-    affine = Affine(orders, constant, coefficients, source)
+    affine = Affine(orders=orders, constant=constant, coefficients=coefficients, source=source)
     if not _equal(affine, traced, zeros.shape):
         return traced
     return Traced(orders, True, traced.code, constants, middles) if unknowns else affine

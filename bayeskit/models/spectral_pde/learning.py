@@ -74,7 +74,7 @@ def step(model, problem, state, damping=0.0):
     if not problem.at_nodes.linear:
         moved = evidence.mode(model.kernel, problem, matrices, hyper, field)
         field = damping * field + (1.0 - damping) * moved
-    return Learning(hyper, field, ascent), -value
+    return Learning(hyper, field, ascent), jnp.negative(value)
 
 
 def change(model, problem, new, old):
@@ -102,7 +102,16 @@ def solution(model, problem, hyper, start, which=NOTHING, spread=None) -> Learne
     factor, _, _ = evidence.factorised(*rows.whitened())
     left, misfit = evidence.residuals(problem, matrices, hyper, field)
     scales = jnp.exp(rows.log_scales)
-    return LearnedSolution(field, scales, factor, hyper, which, spread, left, misfit)
+    return LearnedSolution(
+        coefficients=field,
+        scales=scales,
+        factor=factor,
+        hyper=hyper,
+        which=which,
+        spread=spread,
+        residual=left,
+        misfit=misfit,
+    )
 
 
 def finish(model, problem, state, which):

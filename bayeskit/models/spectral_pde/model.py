@@ -235,15 +235,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
-        if data is not None and not isinstance(data, Sensors):
-            raise TypeError(f"data must be bayeskit.pde.Sensors or None, got {type(data).__name__}")
-        if batch and (data is None or data.values.ndim != 2):
-            raise ValueError("data: a batch needs Sensors with values (batch, n)")
-        if not batch and data is not None and data.values.ndim > 1:
-            raise ValueError(
-                f"data: values must be (n,), one a point, got {data.values.shape}; batches are for "
-                "infer_batch"
-            )
+        _check_sensors(data, batch)
         pde = self.pde
         assert pde is not None, "only prepared models are without"
         if len(self.dims) > 1 and jax.default_backend() != "cpu":
@@ -251,12 +243,28 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
                 "several dimensions need Schur forms, which JAX has on a CPU only: set "
                 "JAX_PLATFORMS=cpu"
             )
-        items = data.items() if batch else [data]
+        items = data.items() if isinstance(data, Sensors) and batch else data
         problem = problems.build(pde, self.points, self.kernel, items, self.equation_noise)
         if problem.stated.uncertain:
             self._check_size()
+        first: Any = jax.tree.map(lambda leaf: leaf[0], problem) if batch else problem
+        nodes = {
+            dim: np.asarray(axis.lower + axis.length * axis.nodes)
+            for dim, axis in zip(self.dims, first.axes, strict=True)
+        }
+        source, _ = problems.source_of(first.at_nodes, int(np.prod(self.points)))
+        tables = _tables(self.dims, np.asarray(source).reshape(self.points), data, batch)
+        labels = Labels(self._sites(problem), nodes, "solution" if data is None else "sensors")
+        # The user's functions would tie a compiled program to them.
+        prepared = eqx.tree_at(
+            lambda m: (m.pde, m.estimates), self, (None, None), is_leaf=lambda leaf: leaf is None
+        )
+        return Prepared(prepared, problem, labels, tables)
+
+    def _sites(self, problem):
+        """Names of the dimensions of every site."""
         sites = {"solution": self.dims, "equation_noise": ()}
-        if data is not None:
+        if problem.measured is not None:
             sites |= {name: ("sensor",) for name in ("measured", "sensors")}
             sites["sensor_noise"] = ()
         for dim in self.dims:
@@ -265,30 +273,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             if name in sites:
                 raise ValueError(f"an unknown is called {name!r}, as a site of the model is")
             sites[name] = ()
-        first = jax.tree.map(lambda leaf: leaf[0], problem) if batch else problem
-        nodes = {
-            dim: np.asarray(axis.lower + axis.length * axis.nodes)
-            for dim, axis in zip(self.dims, first.axes, strict=True)
-        }
-        source, _ = problems.source_of(first.at_nodes, int(np.prod(self.points)))
-        table = (self.dims, np.asarray(source).reshape(self.points))
-        # Some equations are undefined for the field that is zero.
-        tables = {"constant_data": {"source": table}} if np.all(np.isfinite(table[1])) else {}
-        observed = "solution"
-        if data is not None:
-            observed = "sensors"
-            lead = ("batch",) if batch else ()
-            tables["observed_data"] = {"sensors": ((*lead, "sensor"), data.values)}
-            places = {
-                f"sensor_{dim}": ((*lead[: data.points[dim].ndim - 1], "sensor"), data.points[dim])
-                for dim in self.dims
-            }
-            tables["constant_data"] = tables.get("constant_data", {}) | places
-        # The user's functions would tie a compiled program to them.
-        prepared = eqx.tree_at(
-            lambda m: (m.pde, m.estimates), self, (None, None), is_leaf=lambda leaf: leaf is None
-        )
-        return Prepared(prepared, problem, Labels(sites, nodes, observed), tables)
+        return sites
 
     def sample_prior(self, key):
         """The equation is no data that could be drawn: raises ``ValueError``."""
@@ -668,6 +653,35 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         return learning.solution(
             self, data, hyper, jnp.zeros(evidence.number_of_waves(self.points))
         )
+
+
+def _check_sensors(data, batch):
+    """Whether data are sensors, of one data set or several, or none."""
+    if data is not None and not isinstance(data, Sensors):
+        raise TypeError(f"data must be bayeskit.pde.Sensors or None, got {type(data).__name__}")
+    if batch and (data is None or data.values.ndim != 2):
+        raise ValueError("data: a batch needs Sensors with values (batch, n)")
+    if not batch and data is not None and data.values.ndim > 1:
+        raise ValueError(
+            f"data: values must be (n,), one a point, got {data.values.shape}; batches are for "
+            "infer_batch"
+        )
+
+
+def _tables(dims, source, data, batch):
+    """Arrays of the result tree that are data: source, sensors and their places."""
+    constant: dict[str, Any] = {}
+    # Some equations are undefined for the field that is zero.
+    if np.all(np.isfinite(source)):
+        constant["source"] = (dims, source)
+    if data is None:
+        return {"constant_data": constant} if constant else {}
+    lead = ("batch",) if batch else ()
+    for dim in dims:
+        points = data.points[dim]
+        constant[f"sensor_{dim}"] = ((*lead[: points.ndim - 1], "sensor"), points)
+    observed = {"sensors": ((*lead, "sensor"), data.values)}
+    return {"constant_data": constant, "observed_data": observed}
 
 
 def _checked_priors(given):

@@ -143,10 +143,10 @@ class Problem(NamedTuple):
     typical: dict[str, Any]
 
 
-def build(pde, points, kernel, sensors=(None,), equation_noise=None) -> Problem:
+def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
     """The problem of a statement with so many points a dimension; traces and checks it.
 
-    ``sensors``: of several data sets all leaves are stacked on axis 0.
+    ``sensors``: of a list of data sets, all leaves are stacked on axis 0.
 
     Raises
     ------
@@ -171,7 +171,8 @@ def build(pde, points, kernel, sensors=(None,), equation_noise=None) -> Problem:
     source = source.reshape(points)
     finite = bool(np.all(np.isfinite(source)))
     values = tuple(_values(pde, axes, k, grid) for k in range(len(axes)))
-    measured = [None if each is None else _measured(pde, axes, each) for each in sensors]
+    items = sensors if isinstance(sensors, list) else [sensors]
+    measured = [None if each is None else _measured(pde, axes, each) for each in items]
     known = np.concatenate([np.zeros(0), *[part.ravel() for part in values]])
     highest = [WIDEST * 0.5 * (count - 1) for count in points]
     spectrum = (source if finite else None, by_value, symbols.orders, axes)
@@ -205,7 +206,7 @@ def build(pde, points, kernel, sensors=(None,), equation_noise=None) -> Problem:
         # Masks and integers of a user's program stay what they are, and so do single floats.
         return jnp.asarray(leaf, float) if isinstance(leaf, float) else jnp.asarray(leaf)
 
-    if len(sensors) == 1:
+    if not isinstance(sensors, list):
         return jax.tree.map(array, problem)
     found = []
     for each in measured:
