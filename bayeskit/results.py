@@ -121,7 +121,7 @@ class AbstractApproximation(eqx.Module):
         """One joint draw of all sites that are random."""
 
     @abc.abstractmethod
-    def plugged_in(self, model, data):
+    def plugged_in(self, model, data) -> dict[str, Any]:
         """Sites that were estimated by a number and carry no uncertainty."""
 
     def judged(self, model, data):

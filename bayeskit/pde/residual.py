@@ -98,11 +98,7 @@ class Affine(Residual):
     constant: bool = eqx.field(static=True)
     coefficients: Float[Array, "derivatives points"]
     source: Float[Array, " points"]
-
-    @property
-    def linear(self):
-        """See :class:`Residual`."""
-        return True
+    linear: bool = eqx.field(static=True, default=True)
 
     def given(self, unknowns):
         """There are none."""

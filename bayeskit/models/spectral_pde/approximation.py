@@ -96,7 +96,7 @@ class AbstractSolution(AbstractApproximation):
     def moments(self, model, data):
         """Of the field at the nodes."""
         mean, variance = self.predict(nodes_of(data), False, model, data)
-        fixed: dict[str, Any] = self.plugged_in(model, data)
+        fixed = self.plugged_in(model, data)
         zeros = jax.tree.map(jnp.zeros_like, fixed)
         return {"solution": mean, **fixed}, {"solution": variance, **zeros}
 
