@@ -1,4 +1,4 @@
-"""``bayeskit quickstart``: every family on real data, with pictures and trees."""
+"""``bayeskit quickstart``: every family at work, with pictures and trees."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.table import Table
 from bayeskit import datasets, inference, metrics
 from bayeskit.cli.air import quickstart_air
 from bayeskit.cli.console import input_checked, make_console, warnings_in_one_line
+from bayeskit.cli.waves import quickstart_waves
 from bayeskit.inference.driver import infer
 from bayeskit.models import KroneckerSBL
 from bayeskit.validation import check_integer
@@ -41,6 +42,9 @@ def quickstart(
 
     Daily PM2.5 at twelve stations in Beijing, four fifths of it, is explained by functions of time
     and levels of the stations; the held-out fifth is predicted with intervals.
+
+    A differential equation whose solution has waves on three scales is solved, with what is not
+    known of the solution and its spectrum.
     """
     console = make_console()
     with input_checked(), warnings_in_one_line():
@@ -66,6 +70,7 @@ def quickstart(
             "too wide on the background and too narrow on the head."
         )
         quickstart_air(console, out, days, draws)
+        quickstart_waves(console, out, draws)
         console.print(f"Pictures and trees are in {out}{os.sep}", soft_wrap=True)
 
 

@@ -55,10 +55,10 @@ def run(options: Options) -> Report:
             "One per cent of noise on the source",
             columns,
             rows,
-            f"EM by the evidence, {COMPONENTS} components, noise learned, {len(seeds)} seeds. Peaks: "
-            "largest distance in cycles per unit over seeds. The parabola of the third problem has "
-            "a source of 4 in a noise of 1768: what the conditions do not fix of it is not in the "
-            "data, whatever the method, and its error cannot be below a tenth.",
+            f"EM by the evidence, {COMPONENTS} components, noise learned, {len(seeds)} seeds; "
+            "peaks in cycles per unit, the largest distance over seeds. The parabola of the third "
+            "problem has a source of 4 in a noise of 1768: what the conditions do not fix of it is "
+            "not in the data.",
         )
     )
     tasks = [{"method": name} for name in METHODS]
