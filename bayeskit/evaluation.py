@@ -24,28 +24,32 @@ def draws(approximation, model, data, key, count):
     return map_in_blocks(lambda key: approximation.sample(key, model, data), keys, _DRAW_BLOCK)
 
 
-def draws_and_data(approximation, model, data, key, count, targets):
-    """Draws (chain, draw, …) by site, and data simulated from them at every one of ``targets``."""
-    if approximation.chains is None:
-        drawn = draws(approximation, model, data, key, count)
-        drawn = jax.tree.map(lambda leaf: leaf[None], drawn)
-    else:
-        drawn = approximation.chain_draws(key, model, data)
-    chains, each = approximation.chains or (1, count)
+def chain_draws(approximation, model, data, key):
+    """All draws of chains as they were sampled: arrays (chain, draw, …) by site."""
+    return approximation.chain_draws(key, model, data)
+
+
+def simulated(approximation_and_draws, model, data, key, sizes, targets):
+    """Data simulated from draws (chain, draw, …) by site at every one of ``targets``.
+
+    ``sizes`` are the numbers of chains and of their draws.
+    """
+    approximation, drawn = approximation_and_draws
+    chains, each = sizes
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
     fixed = approximation.plugged_in(model, data)
-    simulated = {}
+    values = {}
     for index, (name, inputs) in enumerate(targets.items()):
         keys = jax.random.split(jax.random.fold_in(key, index), chains * each)
-        values = map_in_blocks(
+        found = map_in_blocks(
             lambda item, inputs=inputs: model.sample_data(
                 data, item[0], {**fixed, **item[1]}, inputs
             ),
             (keys, flat),
             _DRAW_BLOCK,
         )
-        simulated[name] = values.reshape(chains, each, *values.shape[1:])
-    return drawn, simulated
+        values[name] = found.reshape(chains, each, *found.shape[1:])
+    return values
 
 
 def predict(approximation, model, data, inputs, include_noise):

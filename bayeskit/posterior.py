@@ -92,14 +92,13 @@ class Posterior:
             where = self.prepared.model, self.prepared.data, self.batch is not None
             return to_host(evaluation.evaluate(function, self.approximation, *where, *rest))
 
-    def evaluate_random(self, function, key, *rest):
-        """As :meth:`evaluate`, for functions that take a key."""
+    def evaluate_random(self, function, key, *rest, drawn=None):
+        """As :meth:`evaluate`, for functions that take a key, and maybe draws of all sites."""
         with double_precision():
             where = self.prepared.model, self.prepared.data, self.batch is not None
             key = as_key(key, "draws are random")
-            return to_host(
-                evaluation.evaluate_random(function, self.approximation, *where, key, *rest)
-            )
+            what = self.approximation if drawn is None else (self.approximation, drawn)
+            return to_host(evaluation.evaluate_random(function, what, *where, key, *rest))
 
     def _both_moments(self):
         if self._cached_moments is None:

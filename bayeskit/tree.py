@@ -84,7 +84,18 @@ def _draws(posterior, sites, num_draws, key, targets, max_bytes):
             f"max_bytes={max_bytes / 1e9:.3g} GB: lower num_draws (now {draws}), choose fewer "
             "sites, or raise max_bytes"
         )
-    drawn, simulated = posterior.evaluate_random(evaluation.draws_and_data, key, draws, targets)
+    if posterior.chains is None:
+        # The program that ``sample`` has compiled.
+        drawn = posterior.sample(key, draws)
+        lead = () if posterior.batch is None else (slice(None),)
+        drawn = {name: value[(*lead, None)] for name, value in drawn.items()}
+    else:
+        drawn = posterior.evaluate_random(evaluation.chain_draws, key)
+    simulated = {}
+    if targets:
+        simulated = posterior.evaluate_random(
+            evaluation.simulated, key, (chains, draws), targets, drawn=drawn
+        )
     return {name: _split_complex(drawn[name]) for name in sites}, simulated
 
 
