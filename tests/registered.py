@@ -27,10 +27,10 @@ class Registered(NamedTuple):
 
 
 def methods():
-    # Chains too short to converge, cut into more than one block of steps.
+    # More than one block of steps, the last one not full; chains too short to converge.
     return (
-        bk.inference.EM(),
-        bk.inference.MessagePassing(),
+        bk.inference.EM(max_iterations=120),
+        bk.inference.MessagePassing(max_iterations=120),
         bk.inference.MCMC(num_warmup=40, num_samples=40, num_chains=2),
     )
 

@@ -162,7 +162,7 @@ def start(method, model, data, key, initial):
     """States of all lanes before the first step."""
     lanes = jnp.arange(method.lanes)
     keys = jax.random.split(key, method.lanes)
-    return jax.vmap(lambda k, lane: method.init(model, data, k, lane, initial))(keys, lanes)
+    return method.map_lanes(lambda lane: method.init(model, data, *lane, initial), (keys, lanes))
 
 
 def run_compiled(method, model, data, key, length):

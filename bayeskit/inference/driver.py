@@ -361,7 +361,7 @@ def _run_batch(method, model, data, keys, length, batch_size):
     return jax.lax.map(
         lambda item: run_compiled(method, model, item[0], item[1], length),
         (data, keys),
-        batch_size=batch_size,
+        batch_size=None if batch_size == 1 else batch_size,
     )
 
 

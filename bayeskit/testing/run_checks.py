@@ -273,7 +273,8 @@ def check_batch(case):
         items.append(np.full_like(case.array, np.nan))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *items)
     with case.recorded() as caught:
-        batch = infer_batch(case.model, stacked, case.method, key=case.key)
+        # All at once: one after the other they run the program of a single fit.
+        batch = infer_batch(case.model, stacked, case.method, key=case.key, batch_size=len(items))
         told = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     converged = np.asarray(batch.convergence.converged)
     require(
