@@ -29,9 +29,10 @@ export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 
-# Compiling dominates the tests: programs are hardly optimised there. The whole matrix runs them as
-# users do.
-QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0
+# Compiling dominates the tests: programs are hardly optimised there, and compiled in one piece, since
+# the workers keep all cores busy. The whole matrix runs them as users do.
+QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
+    --xla_cpu_parallel_codegen_split_count=1
 
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --basetemp=$(VENV)/pytest
 

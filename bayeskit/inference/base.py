@@ -115,6 +115,12 @@ def as_leaves(tree):
     )
 
 
+@eqx.filter_jit
+def _step(method, model, data, state):
+    """A step; a function of its own, so that it is traced once for all programs that make it."""
+    return method.step(model, data, state)
+
+
 def advance(method, model, data, states, size, limit):
     """Advance every lane by at most ``size`` steps; the only loop of the package.
 
@@ -133,11 +139,13 @@ def advance(method, model, data, states, size, limit):
     """
 
     def scan_lane(state):
-        state, records = jax.lax.scan(lambda s, _: method.step(model, data, s), state, length=size)
+        state, records = jax.lax.scan(
+            lambda s, _: _step(method, model, data, s), state, length=size
+        )
         return state, records, jnp.asarray(size), jnp.asarray(False)
 
     def while_lane(state):
-        record = jax.eval_shape(lambda s: method.step(model, data, s)[1], state)
+        record = jax.eval_shape(lambda s: _step(method, model, data, s)[1], state)
         buffer = jax.tree.map(
             lambda leaf: jnp.full((size, *leaf.shape), jnp.nan, leaf.dtype), record
         )
@@ -148,7 +156,7 @@ def advance(method, model, data, states, size, limit):
 
         def body(carry):
             state, buffer, count = carry
-            state, record = method.step(model, data, state)
+            state, record = _step(method, model, data, state)
             buffer = jax.tree.map(lambda b, leaf: b.at[count].set(leaf), buffer, record)
             return state, buffer, count + 1
 
