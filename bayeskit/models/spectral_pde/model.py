@@ -51,6 +51,7 @@ from bayeskit.validation import REAL, check_integer, check_positive, double_arra
 
 # Bands that compete, as shares of the highest frequency that the points resolve.
 _BANDS = (0.4, 0.5, 0.3, 0.55, 0.2, 0.6, 0.1, 0.45, problems.WIDEST)
+_MARGIN = 1.05  # of a band beyond the source's frequencies, to be tried first
 _NEARLY = 30.0  # times the smallest residual: rounding decides below
 _ENOUGH = 1e-8  # a residual at which no further band is tried in several dimensions
 _FEWEST_POINTS = 8
@@ -469,8 +470,9 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         """
         if isinstance(parameters, learning.Learning):
             return learning.step(self, data, parameters)
+        tried = jnp.minimum(parameters.trials.astype(int), len(_BANDS) - 1)
         index = jnp.where(
-            self._all_tried(parameters), _chosen(parameters), parameters.trials.astype(int)
+            self._all_tried(parameters), _chosen(parameters), self._order(data)[tried]
         )
         components = self._components(data, index)
         found = self._solver.find(data, components, parameters.fields[index])
@@ -487,6 +489,12 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             parameters.trials + 1.0,
         )
         return candidates, self.em_objective(data, parameters)
+
+    def _order(self, data):
+        """Bands in the order in which they are tried: those that hold the source first."""
+        bands = jnp.asarray(_BANDS)
+        holds = bands >= _MARGIN * data.highest
+        return jnp.argsort(jnp.where(holds, bands, 2.0 - bands))
 
     def _all_tried(self, parameters):
         """In several dimensions, where a solve is long, one that is good enough ends the search."""

@@ -122,6 +122,8 @@ class Problem(NamedTuple):
         Known deviation of the equation's errors.
     units : ~bayeskit.models.spectral_pde.starts.Units
     peaks : tuple of ~bayeskit.models.spectral_pde.starts.Peaks
+    highest : scalar
+        Highest clear frequency of the source, as a share of what the points resolve.
     stated : Stated
     typical : dict
         Values that the priors of unknown coefficients hold possible, by name.
@@ -139,6 +141,7 @@ class Problem(NamedTuple):
     equation_noise: Any
     units: Any
     peaks: Any
+    highest: Any
     stated: Stated
     typical: dict[str, Any]
 
@@ -210,7 +213,7 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
         return jax.tree.map(array, problem)
     found = []
     for each in measured:
-        units, peaks = taken_up(each)
+        units, peaks, _ = taken_up(each)
         found.append(problem._replace(measured=each, units=units, peaks=peaks))
     return jax.tree.map(lambda *leaves: jnp.stack([array(leaf) for leaf in leaves]), *found)
 

@@ -13,7 +13,7 @@ from bayeskit.models.spectral_pde.approximation import DenseSolution, TensorSolu
 from bayeskit.models.spectral_pde.basis import derivative, scales_of
 from bayeskit.models.spectral_pde.spectrum import SpectralMixture
 
-_DRAWS = 32
+_DRAWS = 16
 
 
 class Found(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _CLEAR = 30.0  # times the median power of a source: more than a peak of white noise has
+_CLEAR_SHARE = 1e-4  # of the largest power: what the highest frequency has at least
 _SHARE = 0.5  # of the components, at most, that begin at peaks
 _FAINT = 1e-4  # share of the power at which the others begin
 _WIDTH = 0.5  # of peaks, in cycles per box
@@ -39,7 +40,7 @@ class Peaks(NamedTuple):
 
 
 def taken_up(kernel, source, by_value, orders, axes, given, highest):
-    """Units, and peaks for every dimension.
+    """Units, peaks for every dimension, and the highest clear frequency as a share of Nyquist's.
 
     Parameters
     ----------
@@ -65,7 +66,29 @@ def taken_up(kernel, source, by_value, orders, axes, given, highest):
     size = 0.0 if source is None else float(np.sqrt(np.mean(source**2)))
     units = Units(unit, max(size, unit * max(slow)) or 1.0)
     peaks = tuple(_peaks(kernel, source, field, k, highest[k]) for k in range(len(axes)))
-    return units, peaks
+    return units, peaks, _highest_share(source)
+
+
+def _highest_share(source):
+    """Largest clear frequency of a source in any dimension, over what its points resolve."""
+    if source is None:
+        return 0.0
+    shares = [0.0]
+    for k, count in enumerate(source.shape):
+        power = _power(source, k)
+        clear = np.flatnonzero(power > _CLEAR_SHARE * np.max(power)) if np.any(power) else []
+        if len(clear):
+            shares.append(clear[-1] / (0.5 * (count - 1)))
+    return float(max(shares))
+
+
+def _power(source, k):
+    """Power of a source (bins,) at the frequencies of dimension ``k``, under a Hann window."""
+    others = tuple(j for j in range(source.ndim) if j != k)
+    shape = [1] * source.ndim
+    shape[k] = source.shape[k]
+    windowed = source * np.hanning(source.shape[k]).reshape(shape)
+    return np.sum(np.abs(np.fft.fft(windowed, axis=k)) ** 2, axis=others)[: source.shape[k] // 2]
 
 
 def _field_spectrum(source, means, orders, lengths):
@@ -107,11 +130,8 @@ def _peaks(kernel, source, field, k, highest):
     frequencies, shares = [], []
     if source is not None and count > 1:
         others = tuple(j for j in range(source.ndim) if j != k)
-        half = source.shape[k] // 2
-        shape = [1] * source.ndim
-        shape[k] = source.shape[k]
-        windowed = source * np.hanning(source.shape[k]).reshape(shape)
-        power = np.sum(np.abs(np.fft.fft(windowed, axis=k)) ** 2, axis=others)[:half]
+        power = _power(source, k)
+        half = power.shape[0]
         own = np.sum(np.abs(field) ** 2, axis=others)[:half]
         total = float(np.sum(own))
         level = _CLEAR * float(np.median(power))
