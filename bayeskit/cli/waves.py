@@ -33,7 +33,7 @@ def quickstart_waves(console, out, draws) -> None:
     problem = pde.PDE(
         lambda u, x: u.d("x", 2) - _source(x),
         {"x": (0.0, 1.0)},
-        [pde.Dirichlet(dim="x", at=end, value=_truth) for end in (0.0, 1.0)],
+        [pde.Dirichlet("x", 0.0, _truth), pde.Dirichlet("x", 1.0, _truth)],  # pyright: ignore[reportCallIssue]
     )
     posterior: Any = infer(SpectralPDE(problem, grid={"x": _POINTS}), None)
     points = np.linspace(0.0, 1.0, 1001)

@@ -257,7 +257,7 @@ def trace(function, coordinates, symbols, name="residual") -> Affine | Traced:
     shapes += [jax.ShapeDtypeStruct((count,), float)] * len(orders)
     closed = jax.make_jaxpr(program)(*shapes)
     constants = tuple(_checked(name, np.asarray(each)) for each in closed.consts)
-    middles = {each: typical(symbols.unknowns[each].prior) for each in unknowns}
+    middles = {each: symbols.unknowns[each].typical for each in unknowns}
     traced = Traced(orders, False, Code(closed.jaxpr), constants, middles)
     zeros = jnp.zeros((len(orders), count))
     probed = jnp.stack([traced.value(zeros + probe) for probe in _PROBES])
@@ -276,18 +276,6 @@ def trace(function, coordinates, symbols, name="residual") -> Affine | Traced:
     if not _equal(affine, traced, zeros.shape):
         return traced
     return Traced(orders, True, traced.code, constants, middles) if unknowns else affine
-
-
-def typical(prior):
-    """A value that a prior holds possible."""
-    return jnp.asarray(prior.icdf(0.5) if _has_quantiles(prior) else prior.mean, float)
-
-
-def _has_quantiles(prior):
-    try:
-        return bool(np.isfinite(np.asarray(prior.icdf(0.5))))
-    except NotImplementedError:
-        return False
 
 
 def _equal(affine, traced, shape):

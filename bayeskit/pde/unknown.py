@@ -4,10 +4,16 @@ import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import biject_to
 
 from bayeskit.pde.field import Symbol
+from bayeskit.precision import double_precision
 
+_DRAWS = 1000
 _READ: ContextVar[Callable | None] = ContextVar("read", default=None)
 
 
@@ -27,7 +33,8 @@ class Unknown(Symbol):
     Raises
     ------
     TypeError, ValueError
-        If the name is no identifier, or the prior no scalar continuous distribution.
+        If the name is no identifier, or the prior no scalar continuous distribution that can be
+        drawn from.
 
     Examples
     --------
@@ -50,6 +57,7 @@ class Unknown(Symbol):
         if prior.is_discrete:
             raise ValueError(f"prior must be continuous, got {type(prior).__name__}")
         self.name, self.prior = name, prior
+        self.centre, self.scale = _place(prior)
 
     def __call__(self):
         """The value, a scalar; inside a residual only."""
@@ -61,8 +69,30 @@ class Unknown(Symbol):
             )
         return read(self)
 
+    @property
+    def typical(self):
+        """The median of the prior's draws."""
+        return biject_to(self.prior.support)(jnp.asarray(self.centre, float))
+
     def __repr__(self):
         return f"Unknown({self.name!r})"
+
+
+def _place(prior):
+    """Median and half of the range of two thirds of draws, in unconstrained coordinates."""
+    try:
+        with double_precision(), jax.ensure_compile_time_eval():
+            drawn = prior.sample(jax.random.key(0), (_DRAWS,))
+            free = np.asarray(biject_to(prior.support).inv(jnp.asarray(drawn, float)))
+    except NotImplementedError as error:
+        raise ValueError(f"prior cannot be drawn from: {type(prior).__name__}") from error
+    low, centre, high = np.quantile(free, [1 / 6, 0.5, 5 / 6])
+    if not np.isfinite(high - low) or high <= low:
+        raise ValueError(
+            f"prior must spread over numbers that are finite, got {type(prior).__name__} between "
+            f"{low:.3g} and {high:.3g}"
+        )
+    return float(centre), float(0.5 * (high - low))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
+from numpyro.distributions import biject_to
 from scipy import stats
 
 import bayeskit as bk
@@ -143,6 +144,75 @@ def test_an_unknown_coefficient_and_the_solution_are_within_their_intervals(post
     z = (found.mean - solution(points)) / np.sqrt(found.variance)
     assert np.mean(z**2) < 4.0
     assert np.max(np.abs(found.mean - solution(points))) < 0.1
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.Normal(3.0, 1.0),
+        dist.LogNormal(0.0, 0.5),
+        dist.Uniform(0.0, 1.0),
+        dist.HalfNormal(1.0),
+        dist.Gamma(5.0, 1.0),
+        dist.StudentT(5.0, 0.0, 2.0),
+    ],
+)
+def test_what_nothing_is_known_of_keeps_its_prior(prior):
+    """Density and volume of an unknown alone, by its log prior: Laplace's approximation of it."""
+    with jax.enable_x64(True):
+        pde = PDE(
+            lambda u, x: u.d("x", 2) + 1e-12 * Unknown("k", prior) * u - 1.0, {"x": (0.0, 1.0)}, []
+        )
+        prepared = SpectralPDE(pde, grid={"x": 9}, kernel=SpectralMixture(1)).prepare(None)
+        model, problem = prepared.model, prepared.data
+        start = hyper.start(problem)
+
+        def density(coordinate):
+            moved = start._replace(unknowns={"k": coordinate})
+            return hyper.log_prior(model, problem, moved)
+
+        grid = jnp.linspace(-30.0, 30.0, 20001)
+        logs = jax.vmap(density)(grid)
+        values = jax.vmap(lambda c: hyper.unknown_values(problem, {"k": c})["k"])(grid)
+        # Against the prior itself: probability and mean, by quadrature in the coordinate.
+        rest = hyper.log_prior(model, problem, start) - _own(problem, 0.0)
+        weights = jnp.exp(logs - rest) * (grid[1] - grid[0])
+        np.testing.assert_allclose(jnp.sum(weights), 1.0, rtol=1e-4)
+        np.testing.assert_allclose(jnp.sum(weights * values), prior.mean, rtol=1e-3, atol=1e-3)
+
+
+def _own(problem, coordinate):
+    """Log density of the unknown's coordinate, by NumPyro's transformed distribution."""
+    prior = problem.unknowns["k"]
+    centre, scale = problem.spans["k"]
+    free = dist.TransformedDistribution(prior, biject_to(prior.support).inv)
+    return free.log_prob(centre + scale * coordinate) + jnp.log(scale)
+
+
+def _in_units(length):
+    """Unknown, its deviation and noise, without units, of a problem in boxes of some length."""
+    generator = np.random.default_rng(0)
+    k = Unknown("k", dist.Normal(10.0 / length**2, 4.0 / length**2))
+    pde = PDE(
+        lambda u, x: u.d("x", 2) + k * u + 391 / length**2 * np.sin(20 * x / length),
+        {"x": (0.0, length)},
+        [Neumann("x", 0.0, 20.0 / length, noise=1.0 / length)],
+    )
+    places = generator.uniform(0.0, 1.0, 14)
+    slopes = (20.0 * np.cos(20 * places) + 0.2 * generator.normal(size=14)) / length
+    sensors = Sensors({"x": length * places}, slopes, operator=lambda u, x: u.d("x"))
+    posterior = bk.infer(SpectralPDE(pde, grid={"x": 24}, kernel=SpectralMixture(2)), sensors)
+    mean, deviation = posterior.mean["k"], np.sqrt(posterior.variance["k"])
+    noise = posterior.mean["sensor_noise"]
+    return np.array([mean * length**2, deviation * length**2, noise * length])
+
+
+@pytest.mark.full
+def test_units_of_the_box_do_not_matter():
+    found = _in_units(1.0)
+    assert abs(found[0] - 9.0) < 3 * found[1]
+    np.testing.assert_allclose(_in_units(1e-3), found, rtol=0.02)
+    np.testing.assert_allclose(_in_units(1e4), found, rtol=0.02)
 
 
 @pytest.mark.full
@@ -286,6 +356,8 @@ def test_sensors_that_make_no_sense_are_refused(arguments, kind, message):
         (("2k", dist.Normal()), TypeError, "name must be a name"),
         (("k", dist.Normal(np.zeros(2))), ValueError, "prior must be a scalar"),
         (("k", dist.Poisson(1.0)), ValueError, "prior must be continuous"),
+        (("k", dist.ImproperUniform(dist.constraints.real, (), ())), ValueError, "drawn from"),
+        (("k", dist.Uniform(0.0, 0.0, validate_args=False)), ValueError, "must spread over"),
     ],
 )
 def test_unknowns_that_make_no_sense_are_refused(arguments, kind, message):
@@ -322,7 +394,7 @@ def _prepared(residual, conditions=(), dims=("x",), points=9, **options):
             ValueError,
             "only inside a residual",
         ),
-        (lambda u, x: u.d("x", 2) + CLASH * u, {}, ValueError, "as a site of the model is"),
+        (lambda u, x: u.d("x", 2) + CLASH * u, {}, ValueError, "as a part of the model is"),
         (lambda u, x: u.d("x", 2) + jnp.sin(UNKNOWN) * u, {}, TypeError, r"write u\(\)"),
         (
             lambda u, x, y: u.d("x") + u.d("y"),

@@ -37,7 +37,7 @@ class Hyper(NamedTuple):
         Logarithms of the deviations that are learned, in units: of the ``"equation"`` and the
         ``"sensor"`` errors.
     unknowns : dict of scalars
-        By name, in NumPyro's unconstrained space.
+        By name, in NumPyro's unconstrained space, from the prior's centre in units of its scale.
     """
 
     log_weights: Any
@@ -55,16 +55,13 @@ def start(problem) -> Hyper:
         tuple(each.frequencies for each in peaks),
         tuple(jnp.log(each.widths) for each in peaks),
         {name: jnp.log(jnp.asarray(START_NOISE)) for name in learned_noise(problem)},
-        {
-            name: biject_to(prior.support).inv(problem.typical[name])
-            for name, prior in problem.unknowns.items()
-        },
+        {name: jnp.zeros(()) for name in problem.unknowns},
     )
 
 
 def scattered(key, problem, hyper) -> Hyper:
-    """A random start: other weights, widths and noise, frequencies anywhere, unknowns as drawn."""
-    keys = iter(jax.random.split(key, 3 * len(hyper.log_weights) + 2))
+    """A random start: other weights, widths, noise and unknowns, frequencies anywhere."""
+    keys = iter(jax.random.split(key, 3 * len(hyper.log_weights) + len(hyper.unknowns)))
 
     def moved(value):
         return value + _SPREAD * jax.random.normal(next(keys), value.shape)
@@ -74,8 +71,6 @@ def scattered(key, problem, hyper) -> Hyper:
         jax.random.uniform(next(keys), each.shape) * top
         for each, top in zip(hyper.frequencies, highest, strict=True)
     ]
-    names = sorted(problem.unknowns)
-    drawn = dict(zip(names, jax.random.split(next(keys), max(len(names), 1)), strict=False))
     return Hyper(
         tuple(map(moved, hyper.log_weights)),
         tuple(frequencies),
@@ -84,17 +79,12 @@ def scattered(key, problem, hyper) -> Hyper:
             name: value + _SPREAD * jax.random.normal(jax.random.fold_in(key, k))
             for k, (name, value) in enumerate(sorted(hyper.log_noise.items()))
         },
-        {
-            name: biject_to(problem.unknowns[name].support).inv(
-                jnp.asarray(problem.unknowns[name].sample(drawn[name]), float)
-            )
-            for name in names
-        },
+        {name: value + jax.random.normal(next(keys)) for name, value in hyper.unknowns.items()},
     )
 
 
 def shaken(key, hyper, size) -> Hyper:
-    """Moved a little, frequencies by shares of the widths."""
+    """Moved a little."""
     leaves, structure = jax.tree.flatten(hyper)
     keys = jax.random.split(key, len(leaves))
     moved = [
@@ -136,10 +126,21 @@ def log_scales(kernel, problem, hyper):
 
 
 def unknown_values(problem, unknowns):
-    """Unknown coefficients themselves, from unconstrained ones."""
+    """Unknown coefficients themselves, from their coordinates."""
     return {
-        name: biject_to(prior.support)(unknowns[name]) for name, prior in problem.unknowns.items()
+        name: biject_to(prior.support)(_unconstrained(problem, name, unknowns[name]))
+        for name, prior in problem.unknowns.items()
     }
+
+
+def _unconstrained(problem, name, coordinate):
+    centre, scale = problem.spans[name]
+    return centre + scale * coordinate
+
+
+def _coordinate(problem, name, value):
+    centre, scale = problem.spans[name]
+    return (biject_to(problem.unknowns[name].support).inv(value) - centre) / scale
 
 
 def sensor_unit(problem):
@@ -175,7 +176,7 @@ def units_of(problem, k):
 
 
 def log_prior(model, problem, hyper):
-    """Log density: of logarithms where values are positive, frequencies uniform."""
+    """Log density in the coordinates of :class:`Hyper`, frequencies uniform."""
     total = jnp.zeros(())
     for k in range(len(problem.axes)):
         power, width = units_of(problem, k)
@@ -183,16 +184,20 @@ def log_prior(model, problem, hyper):
         total += _log_density(model.spectrum_prior["weights"], hyper.log_weights[k][slow:], power)
         total += _log_density(model.spectrum_prior["slow"], hyper.log_weights[k][:slow], power)
         total += _log_density(model.spectrum_prior["widths"], hyper.log_widths[k], width)
+        total -= hyper.frequencies[k].size * jnp.log(highest_of(problem.axes[k]))
     for name, value in hyper.log_noise.items():
         total += _log_density(model.noise_prior, value, noise_unit(problem, name))
     for name, value in unknown_values(problem, hyper.unknowns).items():
+        transform = biject_to(problem.unknowns[name].support)
+        free = _unconstrained(problem, name, hyper.unknowns[name])
         total += problem.unknowns[name].log_prob(value)
+        total += transform.log_abs_det_jacobian(free, value) + jnp.log(problem.spans[name][1])
     return total
 
 
 def _log_density(prior, logs, unit):
     """Of the logarithms of positive values, given in units."""
-    if prior is None:
+    if prior is None or not logs.size:
         return jnp.zeros(())
     logs = logs + jnp.log(_own_unit(prior, unit))
     return jnp.sum(priors.distribution_of(prior).log_prob(jnp.exp(logs)) + logs)
@@ -273,10 +278,7 @@ def from_sites(model, problem, sites) -> Hyper:
         tuple(sites[f"frequencies_{dim}"] for dim in model.dims),
         tuple(logs[f"widths_{dim}"] for dim in model.dims),
         {name: logs[f"{name}_noise"] for name in learned_noise(problem)},
-        {
-            name: biject_to(prior.support).inv(sites[name])
-            for name, prior in problem.unknowns.items()
-        },
+        {name: _coordinate(problem, name, sites[name]) for name in problem.unknowns},
     )
 
 

@@ -26,7 +26,7 @@ from bayeskit.models.spectral_pde.solver import Diagnostics, missing_conditions
 _OPTIMISER = optax.lbfgs(memory_size=20)
 _FIRST_STEP, _LATER_STEP = 1e-4, 0.1  # of differences: absolute, then of the deviation found
 _SLOPE = 0.01  # counts as change
-_FLATTEST = 1e-2  # curvature of what nothing determines
+_FLATTEST = 1e-2  # curvature of what neither data nor prior determine
 _NOISY = 3.0  # deviations of noise that a residual may have
 _OPEN = 1.0  # posterior deviation, relative to the field, that leaves it open
 
@@ -188,7 +188,7 @@ def _spread(model, problem, state, which):
     first = differences(slope, jnp.full(start.shape, _FIRST_STEP))
     curvature = jnp.maximum(-jnp.diagonal(first), _FLATTEST)
     steps = jnp.minimum(_LATER_STEP / jnp.sqrt(curvature), _LATER_STEP)
-    second = -differences(slope, steps)
+    second = -differences(slope, steps) + jnp.diag(_flat_curvature(problem, watched, unravel))
     values, vectors = safe.eigh(0.5 * (second + second.T))
     values = jnp.maximum(values, _FLATTEST)
     # A root of the block of the inverse that is open.
@@ -196,3 +196,15 @@ def _spread(model, problem, state, which):
     response = differences(fields, steps)[:count].T
     log_volume = 0.5 * jnp.sum(jnp.log(2.0 * jnp.pi / values))
     return Spread(safe.cholesky(half @ half.T), response), log_volume
+
+
+def _flat_curvature(problem, watched, unravel):
+    """What a uniform prior of frequencies counts as: a normal one of the same height."""
+    zeros = unravel(jnp.zeros_like(ravel_pytree(watched)[0]))
+    if not isinstance(zeros["a"], hypers.Hyper):
+        return ravel_pytree(zeros)[0]
+    frequencies = tuple(
+        jnp.full_like(each, 2.0 * jnp.pi / hypers.highest_of(axis) ** 2)
+        for each, axis in zip(zeros["a"].frequencies, problem.axes, strict=True)
+    )
+    return ravel_pytree({"a": zeros["a"]._replace(frequencies=frequencies)})[0]

@@ -270,9 +270,12 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             sites["sensor_noise"] = ()
         for dim in self.dims:
             sites |= dict.fromkeys((f"{name}_{dim}" for name in _COMPONENTS), ("component",))
+        taken = {*sites, *self.dims, "measured", "sensors", "sensor_noise", "sensor", "source"}
+        taken |= {"component", "evidence", "batch", "chain", "draw"}
+        taken |= {f"{name}_{dim}" for name in ("slow", "sensor") for dim in self.dims}
         for name in problem.unknowns:
-            if name in sites:
-                raise ValueError(f"an unknown is called {name!r}, as a site of the model is")
+            if name in taken:
+                raise ValueError(f"an unknown is called {name!r}, as a part of the model is")
             sites[name] = ()
         return sites
 

@@ -125,8 +125,8 @@ class Problem(NamedTuple):
     highest : scalar
         Highest clear frequency of the source, as a share of what the points resolve.
     stated : Stated
-    typical : dict
-        Values that the priors of unknown coefficients hold possible, by name.
+    spans : dict
+        Centre and scale of the priors of unknown coefficients, in unconstrained coordinates.
     """
 
     axes: tuple[Axis, ...]
@@ -143,7 +143,7 @@ class Problem(NamedTuple):
     peaks: Any
     highest: Any
     stated: Stated
-    typical: dict[str, Any]
+    spans: dict[str, Any]
 
 
 def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
@@ -176,12 +176,13 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
     values = tuple(_values(pde, axes, k, grid) for k in range(len(axes)))
     items = sensors if isinstance(sensors, list) else [sensors]
     measured = [None if each is None else _measured(pde, axes, each) for each in items]
-    known = np.concatenate([np.zeros(0), *[part.ravel() for part in values]])
+    known = np.concatenate([np.zeros(0), *_as_values(axes, values)])
     highest = [WIDEST * 0.5 * (count - 1) for count in points]
     spectrum = (source if finite else None, by_value, symbols.orders, axes)
 
     def taken_up(each):
-        given = known if each is None else np.concatenate([known, each.values])
+        seen = np.zeros(0) if each is None else each.values / _sizes_seen(axes, each)
+        given = np.concatenate([known, seen])
         return starts.taken_up(kernel, *spectrum, given, highest)
 
     problem = Problem(
@@ -202,7 +203,7 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
             or bool(symbols.unknowns)
             or any(each.noise is not None for each in pde.conditions)
         ),
-        {name: residuals.typical(each.prior) for name, each in symbols.unknowns.items()},
+        {name: (each.centre, each.scale) for name, each in symbols.unknowns.items()},
     )
 
     def array(leaf):
@@ -216,6 +217,26 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
         units, peaks, _ = taken_up(each)
         found.append(problem._replace(measured=each, units=units, peaks=peaks))
     return jax.tree.map(lambda *leaves: jnp.stack([array(leaf) for leaf in leaves]), *found)
+
+
+def _as_values(axes, values):
+    """Values of conditions, of each dimension, in units of the field: slopes times the length."""
+    found = []
+    for axis, given in zip(axes, values, strict=True):
+        lengths = axis.length ** -np.arange(2.0)
+        sizes = np.sqrt(np.sum((axis.terms * lengths) ** 2, axis=(1, 2)))
+        found += [(each / size).ravel() for each, size in zip(given, sizes, strict=True)]
+    return found
+
+
+def _sizes_seen(axes, measured):
+    """What sensors would see (n,) of a field of size one that varies over the whole box."""
+    scales = [
+        math.prod(axis.length**-k for axis, k in zip(axes, orders, strict=True))
+        for orders in measured.orders
+    ]
+    sizes = np.asarray(scales) @ np.abs(measured.coefficients)
+    return np.where(sizes > 0, sizes, 1.0)
 
 
 def _uniform(pde, axes, traced):
