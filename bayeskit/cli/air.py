@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import rich.box
 from gpjax.kernels import Matern12
-from rich.table import Table
 from scipy.stats import norm
 
 from bayeskit import datasets, inference
+from bayeskit.cli.console import summary_table
 from bayeskit.inference.driver import infer
 from bayeskit.models import FunctionalTucker, Mode
 
@@ -79,13 +78,8 @@ def quickstart_air(console, out, days, draws) -> None:
         "evidence bound": f"{posterior.log_evidence:.1f} nats",
         "converged": f"{'yes' if status.converged else 'NO'}, {status.iterations} iterations",
     }
-    summary = Table(
-        title="what was found", box=rich.box.SIMPLE_HEAD, title_style="bold", show_header=False
-    )
-    for name, value in rows.items():
-        summary.add_row(name, value)
     console.print(f"  {status.seconds:.1f} s, compilation included\n    {path.name}, beijing.nc")
-    console.print(summary)
+    console.print(summary_table(rows))
 
 
 def _picture(posterior, path):

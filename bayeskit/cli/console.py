@@ -5,8 +5,10 @@ import re
 import sys
 import warnings
 
+import rich.box
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from bayeskit.errors import BayeskitWarning
 
@@ -49,3 +51,13 @@ def warnings_in_one_line():
 def one_line(message):
     """A message without line breaks."""
     return re.sub(r"\s+", " ", str(message)).strip()
+
+
+def summary_table(rows) -> Table:
+    """What was found, a line each, from texts by name."""
+    table = Table(
+        title="what was found", box=rich.box.SIMPLE_HEAD, title_style="bold", show_header=False
+    )
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

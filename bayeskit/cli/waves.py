@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-import rich.box
-from rich.table import Table
 
 from bayeskit import pde
+from bayeskit.cli.console import summary_table
 from bayeskit.inference.driver import infer
 from bayeskit.models import SpectralPDE
 
@@ -53,13 +52,8 @@ def quickstart_waves(console, out, draws) -> None:
         "log evidence": f"{posterior.log_evidence:.1f} nats",
         "converged": f"{'yes' if status.converged else 'NO'}, {status.iterations} iterations",
     }
-    summary = Table(
-        title="what was found", box=rich.box.SIMPLE_HEAD, title_style="bold", show_header=False
-    )
-    for name, value in rows.items():
-        summary.add_row(name, value)
     console.print(f"  {status.seconds:.1f} s, compilation included\n    {path.name}, waves.nc")
-    console.print(summary)
+    console.print(summary_table(rows))
 
 
 def _picture(posterior, points, found, error, deviation, path):

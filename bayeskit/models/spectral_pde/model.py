@@ -148,7 +148,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
     (L-BFGS; the solution is integrated out exactly, nonlinear equations being linearised at the
     field); ``"auto"`` takes it where there are measurements, unknown coefficients or noise by
     statement, else ``"residual"``. An evaluation costs O((N + K) K²) for N equations and
-    measurements and K waves: 1.9 a collocation point in one dimension, products over several.
+    measurements and K waves: 0.9 a collocation point in one dimension, products over several.
     Unknown coefficients have Laplace's approximation; :class:`bayeskit.inference.MCMC` has none,
     and integrates over everything.
 
