@@ -37,6 +37,12 @@ _NUMPYRO = {
 
 def storable(cls):
     """Register a module, dataclass or named tuple by its name; usable as a decorator."""
+    known = _CLASSES.setdefault(cls.__name__, cls)
+    if known.__module__.startswith("bayeskit.") and known.__module__ != cls.__module__:
+        raise TypeError(
+            f"{cls.__module__}.{cls.__name__} has the name of {known.__module__}.{cls.__name__}, "
+            "which files know it by"
+        )
     _CLASSES[cls.__name__] = cls
     return cls
 

@@ -234,11 +234,11 @@ class JointSolution(_BandSolution):
 
     Attributes
     ----------
-    mode : Mode
+    mode : JointMode
     kernel : SpectralMixture
     """
 
-    mode: joint.Mode
+    mode: joint.JointMode
     kernel: SpectralMixture
     components: Any
     residual: Any

@@ -276,7 +276,7 @@ def _smallest_errors(problem):
 
 
 @storable
-class Mode(NamedTuple):
+class JointMode(NamedTuple):
     """A normal distribution of the values around the mode, everything else held.
 
     Attributes
@@ -290,7 +290,7 @@ class Mode(NamedTuple):
     deviations: Any
 
 
-def laplace(problem, kernel, unknowns, key) -> Mode:
+def laplace(problem, kernel, unknowns, key) -> JointMode:
     """Laplace's approximation for the values, after a last step of Gauss and Newton's iteration.
 
     Exact for up to 2000 values, in O(values³). Beyond, covariance and step are by conjugate
@@ -349,7 +349,7 @@ def laplace(problem, kernel, unknowns, key) -> Mode:
         step = -unwhitened(solve(transposed(error)[0] + whitened))
     moved = unknowns._replace(values=unknowns.values + step)
     better = objective(problem, kernel, moved) > objective(problem, kernel, unknowns)
-    return Mode(jnp.where(better, moved.values, unknowns.values), deviations)
+    return JointMode(jnp.where(better, moved.values, unknowns.values), deviations)
 
 
 def _kron(matrices):
