@@ -72,10 +72,10 @@ def rows_of(problem, ops, scales, coefficients) -> Rows:
     return Rows(matrix * scales * factors[:, None], right * factors, factors)
 
 
-def factorised(rows, ratio):
+def factorised(matrix, right, ratio: Any = 1.0):
     """Triangle ``R``, right-hand side ``c`` and size ``rho`` of the misfit; see the module."""
-    count = rows.matrix.shape[1]
-    upper = jnp.concatenate([rows.matrix, rows.right[:, None]], axis=1)
+    count = matrix.shape[1]
+    upper = jnp.concatenate([matrix, right[:, None]], axis=1)
     lower = jnp.concatenate([ratio * jnp.eye(count), jnp.zeros((count, 1))], axis=1)
     found = safe.triangle(jnp.concatenate([upper, lower]))
     return found[:count, :count], found[:count, count], jnp.abs(found[count, count])
@@ -93,7 +93,7 @@ def _smallest_ratio(rows):
 def _linear_step(problem, ops, scales, coefficients):
     """Coefficients of the solution of the equation linearised at some others."""
     rows = rows_of(problem, ops, scales, coefficients)
-    triangle, right, _ = factorised(rows, _smallest_ratio(rows))
+    triangle, right, _ = factorised(rows.matrix, rows.right, _smallest_ratio(rows))
     return scales * back_substitute(triangle, right)
 
 
@@ -163,7 +163,7 @@ def covariance(problem, ops, scales, coefficients) -> Covariance:
     amplitude = jnp.sqrt(jnp.where(power > 0, power, 1.0) / prior_power)
     ratio = jnp.maximum(found / amplitude, _smallest_ratio(rows))
     noise = ratio * amplitude
-    triangle, _, misfit = factorised(rows, ratio)
+    triangle, _, misfit = factorised(rows.matrix, rows.right, ratio)
     count, size = rows.matrix.shape
     log_determinant = (
         2.0 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(triangle))))

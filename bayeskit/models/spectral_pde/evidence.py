@@ -24,7 +24,7 @@ from bayeskit.linalg import safe
 from bayeskit.models.spectral_pde import frame
 from bayeskit.models.spectral_pde import hyper as hypers
 from bayeskit.models.spectral_pde.basis import condition_rows, derivative
-from bayeskit.models.spectral_pde.dense import back_substitute
+from bayeskit.models.spectral_pde.dense import back_substitute, factorised
 from bayeskit.models.spectral_pde.newton import equation_share, iterate, rms, share_of
 from bayeskit.models.spectral_pde.problem import WIDEST
 
@@ -210,15 +210,6 @@ def _backward(kept, cotangent):
 
 
 log_density.defvjp(_forward, _backward)
-
-
-def factorised(matrix, right):
-    """Triangle ``R``, right-hand side ``c`` and size ``rho`` of what is left; see the module."""
-    count = matrix.shape[1]
-    upper = jnp.concatenate([matrix, right[:, None]], axis=1)
-    lower = jnp.concatenate([jnp.eye(count), jnp.zeros((count, 1))], axis=1)
-    found = safe.triangle(jnp.concatenate([upper, lower]))
-    return found[:count, :count], found[:count, count], jnp.abs(found[count, count])
 
 
 def log_evidence(kernel, problem, matrices, hyper, coefficients):

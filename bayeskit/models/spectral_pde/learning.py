@@ -12,6 +12,7 @@ from bayeskit.models.base import relative_change
 from bayeskit.models.spectral_pde import evidence
 from bayeskit.models.spectral_pde import hyper as hypers
 from bayeskit.models.spectral_pde.approximation import nodes_of
+from bayeskit.models.spectral_pde.dense import factorised
 from bayeskit.models.spectral_pde.learned import (
     EVERYTHING,
     NOTHING,
@@ -99,7 +100,7 @@ def solution(model, problem, hyper, start, which=NOTHING, spread=None) -> Learne
     matrices = evidence.design(problem)
     field = evidence.mode(model.kernel, problem, matrices, hyper, start)
     rows = evidence.rows_of(model.kernel, problem, matrices, hyper, field)
-    factor, _, _ = evidence.factorised(*rows.whitened())
+    factor, _, _ = factorised(*rows.whitened())
     left, misfit = evidence.residuals(problem, matrices, hyper, field)
     scales = jnp.exp(rows.log_scales)
     return LearnedSolution(

@@ -55,7 +55,6 @@ _MARGIN = 1.05  # of a band beyond the source's frequencies, to be tried first
 _NEARLY = 30.0  # times the smallest residual: rounding decides below
 _ENOUGH = 1e-8  # a residual at which no further band is tried in several dimensions
 _FEWEST_POINTS = 8
-_SLACK = 1e-9  # of the box
 _LARGE_RESIDUAL, _LARGE_MISFIT, _LARGE_DEVIATION, _LARGE_SHARE = 1e-3, 1e-6, 1e-3, 0.01
 _COMPONENTS = ("weights", "frequencies", "widths")
 _LARGE_NOISE = 0.05  # of the equation's terms
@@ -324,13 +323,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             if shown[dim].ndim != 1 or not shown[dim].size:
                 raise ValueError(f"inputs[{dim!r}] must be (points,), got {shown[dim].shape}")
             lower, length = _box(labels.coords[dim], count)
-            points = (shown[dim] - lower) / length
-            outside = np.flatnonzero((points < -_SLACK) | (points > 1 + _SLACK))
-            if outside.size:
-                raise ValueError(
-                    f"inputs[{dim!r}] has {outside.size} points outside the domain "
-                    f"[{lower:.6g}, {lower + length:.6g}], the first {shown[dim][outside[0]]:.6g}"
-                )
+            points = problems.scaled_points(f"inputs[{dim!r}]", shown[dim], lower, length)
             scaled.append(jnp.asarray(points))
         return PredictionTarget(self.dims, shown, Places(tuple(scaled), orders))
 

@@ -263,7 +263,8 @@ def _measured(pde, axes, sensors):
         )
     places = []
     for dim, axis in zip(pde.dims, axes, strict=True):
-        places.append(scaled_points(f"data: points[{dim!r}]", sensors.points[dim], axis))
+        name = f"data: points[{dim!r}]"
+        places.append(scaled_points(name, sensors.points[dim], axis.lower, axis.length))
     index = [list(sensors.points).index(dim) for dim in pde.dims]
     orders = tuple(tuple(each[i] for i in index) for each in sensors.orders)
     noise = sensors.noise
@@ -273,14 +274,14 @@ def _measured(pde, axes, sensors):
     return Measured(orders, sensors.coefficients, tuple(places), values, sensors.offset, noise)
 
 
-def scaled_points(name, points, axis):
+def scaled_points(name, points, lower, length):
     """Points in the scaled box; those outside are refused."""
-    scaled = (points - axis.lower) / axis.length
+    scaled = (points - lower) / length
     outside = np.flatnonzero((scaled < -_SLACK) | (scaled > 1 + _SLACK))
     if outside.size:
         raise ValueError(
-            f"{name} has {outside.size} points outside the domain [{axis.lower:.6g}, "
-            f"{axis.lower + axis.length:.6g}], the first {points[outside[0]]:.6g}"
+            f"{name} has {outside.size} points outside the domain [{lower:.6g}, "
+            f"{lower + length:.6g}], the first {points[outside[0]]:.6g}"
         )
     return scaled
 
