@@ -1,4 +1,4 @@
-"""Daily air pollution in Beijing, held out: with stations, beside simpler predictors."""
+"""Daily air pollution in Beijing, held out, beside simpler predictors: what its studies share."""
 
 import warnings
 
@@ -14,11 +14,7 @@ from benchmarks.baselines.tensor_peers import (
     masked_tensor,
     sparse_gaussian_process,
 )
-from benchmarks.common import Bar, Options, Report, Table, in_two_processes, stopwatch
-
-ORDER = 2
-TITLE = "Beijing air pollution by time and station, and by all modes: held out"
-MINUTES = (25, 120)
+from benchmarks.common import Bar, Report, Table, in_two_processes, stopwatch
 
 # Modes, and ranks among which the bound chooses; one for all modes, whose fits take minutes.
 TWO, THREE, FOUR = "time × station", "temperature × pressure × time", "all four"
@@ -42,12 +38,8 @@ EXACT = "gradient boosting, all columns, exact splits"
 BOOSTED, PROCESS = "gradient boosting, all columns", "GPJax sparse GP, all columns"
 
 
-def run(options: Options) -> Report:
-    return study(options, TITLE, (TWO, FOUR))
-
-
-def study(options, title, chosen):
-    """Fits of some sets of modes and of the peers: all pollutants, one or all folds."""
+def study(options, title, pollutants, chosen):
+    """Fits of some sets of modes and of the peers: some pollutants, one or all folds."""
     folds = 5 if options.full else options.at_most(1)
     methods = {name: METHODS[name] for name in chosen}
     report = Report(title, settings={"folds": folds, "methods": repr(methods)})
@@ -58,18 +50,13 @@ def study(options, title, chosen):
         "are root mean squares of standardised values; with fewer than five folds the bars are "
         "those of the mean over five, taken at what was run."
     )
-    tasks = [
-        {"pollutant": pollutant, "fold": fold, "modes": modes}
-        for pollutant in LIMITS
-        for fold in range(folds)
-        for modes in chosen
-    ]
+    splits = [{"pollutant": p, "fold": fold} for p in pollutants for fold in range(folds)]
+    tasks = [split | {"modes": modes} for split in splits for modes in chosen]
     found = in_two_processes("benchmarks.functional_tucker.beijing:one_fit", tasks)
-    splits = [{"pollutant": p, "fold": fold} for p in LIMITS for fold in range(folds)]
     peers = in_two_processes("benchmarks.functional_tucker.beijing:peers_of", splits)
     report.results |= {"fits": found, "peers": peers}
-    report.bars += [bar for p in LIMITS for bar in bars_of(p, chosen, found, peers)]
-    report.tables += [error_table(chosen, found, peers), fit_table(found)]
+    report.bars += [bar for p in pollutants for bar in bars_of(p, chosen, found, peers)]
+    report.tables += [error_table(pollutants, chosen, found, peers), fit_table(found)]
     return report
 
 
@@ -114,10 +101,10 @@ def _of(items, pollutant, field, value):
     return [each for each in items if each["pollutant"] == pollutant and each[field] == value]
 
 
-def error_table(chosen, found, peers):
+def error_table(pollutants, chosen, found, peers):
     """Mean and worst error by predictor."""
     rows = []
-    for pollutant in LIMITS:
+    for pollutant in pollutants:
         for name in chosen:
             fits = _of(found, pollutant, "modes", name)
             errors = [fit["error"] for fit in fits]
