@@ -155,7 +155,9 @@ def one_fit(pollutant, fold, modes):
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", bk.ConvergenceWarning)
-            time, fits[rank] = stopwatch(lambda m=model: bk.infer(m, table[train], METHODS[modes]))
+            time, fits[rank] = stopwatch(
+                lambda m=model: bk.infer(m, table[train], METHODS[modes], key=fold)
+            )
         seconds += time
     rank = max(fits, key=lambda r: fits[r].log_evidence)
     posterior = fits[rank]
