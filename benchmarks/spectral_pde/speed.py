@@ -4,8 +4,6 @@ import jax
 import numpy as np
 
 import bayeskit as bk
-from bayeskit.models.spectral_pde import joint
-from benchmarks.baselines.gp_hm import GPHM, adam
 from benchmarks.common import (
     Bar,
     Options,
@@ -17,6 +15,14 @@ from benchmarks.common import (
     stopwatch,
 )
 from benchmarks.spectral_pde.accuracy import TESTED, relative
+from benchmarks.spectral_pde.paper import (
+    COMPONENTS,
+    as_unknowns,
+    baseline_of,
+    model_of,
+    started,
+    structured_loss,
+)
 from benchmarks.spectral_pde.problems import PROBLEMS
 
 ORDER = 3
@@ -27,7 +33,7 @@ GIBIBYTE = 2**30
 # Problem: iterations of the paper's algorithm that a default solve is compared with, and those of
 # the structured form that are timed.
 CASES = {"Poisson, sin 100x": (5, 200), "Poisson, sin 100x sin 100y": (1, 8)}
-FAMILY, COMPONENTS = "student-t", 30
+FAMILY = "student-t"
 RATIO, RATIO_TARGET = 30, 60
 SAME = 1e-6
 
@@ -106,69 +112,14 @@ def run(options: Options) -> Report:
     return report
 
 
-def model_of(name, family):
-    problem = PROBLEMS[name]
-    return bk.models.SpectralPDE(
-        problem.pde,
-        grid=dict.fromkeys(problem.pde.dims, problem.points),
-        kernel=bk.models.SpectralMixture(COMPONENTS, family),
-    )
-
-
-def baseline_of(name):
-    """The baseline's statement and its start, which is ours."""
-    problem = PROBLEMS[name]
-    grids = tuple(np.linspace(0.0, length, problem.points) for length in problem.lengths)
-    mesh = np.meshgrid(*grids, indexing="ij")
-    values = problem.truth(*mesh)
-    faces = tuple(np.take(values, end, axis=k) for k in range(len(grids)) for end in (0, -1))
-    baseline = GPHM(grids, problem.source(*mesh), faces, FAMILY)
-    # Both count cycles in boxes of length 2 π, which these problems have.
-    return baseline, baseline.start(COMPONENTS, float(joint.highest(problem.points)))
-
-
-def as_unknowns(parameters) -> joint.Unknowns:
-    """The baseline's parameters as ours."""
-    spectra = tuple(
-        joint.Spectra(each["log_weights"], each["frequencies"], each["log_scales"])
-        for each in parameters["kernels"]
-    )
-    return joint.Unknowns(
-        parameters["values"], spectra, parameters["log_equation"], parameters["log_condition"]
-    )
-
-
-def started(loss, parameters):
-    """A function that makes so many steps of Adam from the start, compiled."""
-    # Python's numbers would have another type in the first step than in the second.
-    parameters = jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), parameters)
-    init, step = adam(loss)
-    state = init(parameters)
-
-    def steps(count):
-        moved, moments = parameters, state
-        for _ in range(count):
-            moved, moments, _ = step(moved, moments)
-        return moved
-
-    jax.block_until_ready(steps(2))
-    return steps
-
-
-def structured(name):
-    """The negative density of MaximumAPosteriori without the guard: the paper's loss."""
-    prepared = model_of(name, FAMILY).prepare(None)
-    return lambda unknowns: -joint.log_joint(prepared.data, prepared.model.kernel, unknowns)
-
-
 def one_problem(name, count, structured_count, rounds):
     problem, solver = PROBLEMS[name], model_of(name, "gaussian")
     bk.infer(solver, None)
     with jax.enable_x64(True):
-        baseline, parameters = baseline_of(name)
-        loss = structured(name)
+        baseline, parameters = baseline_of(name, FAMILY)
+        loss = structured_loss(name, FAMILY)
         theirs = started(baseline.loss, parameters)
-        ours = started(loss, as_unknowns(parameters))
+        ours = started(loss, as_unknowns(name, FAMILY, parameters))
         solves, pairs = [], []
         for _ in range(rounds):
             solve, posterior = stopwatch(lambda: bk.infer(solver, None))
@@ -177,7 +128,7 @@ def one_problem(name, count, structured_count, rounds):
             solves.append((solve, slow))
             pairs.append((fast / structured_count, slow / count))
         difference = relative_error(
-            jax.jit(loss)(as_unknowns(moved)), jax.jit(baseline.loss)(moved)
+            jax.jit(loss)(as_unknowns(name, FAMILY, moved)), jax.jit(baseline.loss)(moved)
         )
         tested = TESTED[len(problem.lengths)]
         points = [np.linspace(0.0, length, tested) for length in problem.lengths]
@@ -200,8 +151,8 @@ def once(name, who):
         bk.infer(model_of(name, "gaussian"), None)
         return
     with jax.enable_x64(True):
-        baseline, parameters = baseline_of(name)
+        baseline, parameters = baseline_of(name, FAMILY)
         if who == "structured":
-            started(structured(name), as_unknowns(parameters))
+            started(structured_loss(name, FAMILY), as_unknowns(name, FAMILY, parameters))
         else:
             started(baseline.loss, parameters)
