@@ -98,18 +98,18 @@ def _around(mean):
 def from_posterior(model, posterior, data, labels) -> Start:
     """The state of an earlier posterior, at the points and in the units of other data.
 
+    Functions of modes that the earlier model did not have start constant.
+
     Raises
     ------
     ValueError
-        If its modes, ranks or core are others.
+        If its ranks, core or kernels are others, or if it has modes that this model has not; with
+        a Tucker core also if a mode that is new has a rank above one.
     """
-    earlier = posterior.model
-    for name in ("names of modes", "ranks", "core", "kernels"):
-        given, wanted = _shape_of(earlier)[name], _shape_of(model)[name]
-        if given != wanted:
-            raise ValueError(f"initial has the {name} {given}, the model {wanted}")
+    _check_shape(model, posterior.model)
     old, dtype = posterior.prepared.data, data.unit.dtype
-    logs = model.logs_of(posterior.mean, data)
+    known_before = {mode.name: k for k, mode in enumerate(posterior.model.modes)}
+    logs = _start_logs(model, posterior, data)
     ratio = jnp.asarray(old.unit / data.unit, dtype)
     precision = 1.0 / data.noise_variance
     if model.noise_variance is None and "noise_variance" in posterior.mean:
@@ -121,11 +121,16 @@ def from_posterior(model, posterior, data, labels) -> Start:
         return Start(logs, precision, None)
     modes = []
     for k, mode in enumerate(model.modes):
+        if mode.name not in known_before:
+            ones = jnp.ones((data.steps[k].shape[0], model.rank_tuple[k]), dtype)
+            modes.append(sweep.Moments(ones, ones[:, :, None] * ones[:, None, :]))
+            continue
         known, points = posterior.labels.coords[mode.name], labels.coords[mode.name]
         span = tables.span_of(mode, known)
         steps, at_known, at_points = tables.union(mode, known, points, span)
-        moments = posterior.evaluate(moments_at_points, k, steps, at_known)
-        scale = ratio if k == 0 else 1.0  # values in other units: into the first mode
+        earlier = known_before[mode.name]
+        moments = posterior.evaluate(moments_at_points, earlier, steps, at_known)
+        scale = ratio if earlier == 0 else 1.0  # values in other units: into one mode
         modes.append(
             sweep.Moments(
                 jnp.asarray(moments.mean[np.asarray(at_points)], dtype) * scale,
@@ -143,10 +148,30 @@ def from_posterior(model, posterior, data, labels) -> Start:
     return Start(logs, precision, _messages(modes, core, offset, precision, data))
 
 
-def _shape_of(model):
-    return {
-        "names of modes": [mode.name for mode in model.modes],
-        "ranks": model.rank_tuple,
-        "core": model.core,
-        "kernels": [mode.form for mode in model.modes],
-    }
+def _start_logs(model, posterior, data):
+    """Kernel parameters that were found, and start values of modes that are new."""
+    given = model.reported(model.start_logs(data), data)
+    return model.logs_of(
+        given | {name: posterior.mean[name] for name in given if name in posterior.mean}, data
+    )
+
+
+def _check_shape(model, earlier):
+    shared = [mode for mode in model.modes if mode.name in {m.name for m in earlier.modes}]
+    before = [mode.name for mode in earlier.modes]
+    ranks = {mode.name: rank for mode, rank in zip(model.modes, model.rank_tuple, strict=True)}
+    if [mode.name for mode in shared] != before:
+        raise ValueError(f"initial has the names of modes {before}, the model {list(ranks)}")
+    new = {name: rank for name, rank in ranks.items() if name not in before}
+    if model.core == "tucker" and any(rank > 1 for rank in new.values()):
+        raise ValueError(
+            f"initial has the names of modes {before}; with a Tucker core, modes that are new "
+            f"have rank 1, got {new}"
+        )
+    for what, given, wanted in (
+        ("core", earlier.core, model.core),
+        ("ranks", earlier.rank_tuple, tuple(ranks[name] for name in before)),
+        ("kernels", [mode.form for mode in earlier.modes], [mode.form for mode in shared]),
+    ):
+        if given != wanted:
+            raise ValueError(f"initial has the {what} {given}, the model {wanted}")
