@@ -193,7 +193,7 @@ def symbols_of(function, coordinates, name="residual") -> Symbols:
         return jnp.ones(())
 
     count = len(next(iter(coordinates.values())))
-    shape = jax.eval_shape(lambda: _call(function, coordinates, read, read_unknown))
+    shape = jax.eval_shape(lambda: _call(name, function, coordinates, read, read_unknown))
     if jnp.issubdtype(shape.dtype, jnp.complexfloating):
         raise TypeError(
             f"{name} is complex: complex fields are not supported; state real and imaginary part "
@@ -209,18 +209,40 @@ def symbols_of(function, coordinates, name="residual") -> Symbols:
     return Symbols(tuple(found), unknowns)
 
 
-def _call(function, coordinates, read, read_unknown):
+def _call(name, function, coordinates, read, read_unknown):
     field = Field(coordinates, read)
     try:
         with reading(read_unknown):
-            return jnp.asarray(function(field, *coordinates.values()))
-    except TypeError as error:
-        if "Field" in str(error) or "Unknown" in str(error):
+            found = function(field, *coordinates.values())
+            if found is None:
+                raise TypeError(f"{name} must give an array (points,), got None")
+            return jnp.asarray(found)
+    except (TypeError, ValueError) as error:
+        told, shape = str(error), next(iter(coordinates.values())).shape
+        if isinstance(error, TypeError) and ("Field" in told or "Unknown" in told):
             raise TypeError(
                 "a function of JAX or NumPy was given u or an unknown itself; write u() for its "
                 f"value, for example jnp.sin(u()): {error}"
             ) from error
+        if "shapes" in told:
+            raise ValueError(
+                f"{name} must give one number a point, at any points, which an array of fixed "
+                f"shape in it cannot: coordinates were {shape}, and {told.splitlines()[0]}"
+            ) from error
         raise
+
+
+def source_at(function, coordinates, symbols, name="residual"):
+    """The residual (points,) of the field that is zero, unknowns at typical values; untraced."""
+    count = len(next(iter(coordinates.values())))
+    found = _call(
+        name,
+        function,
+        coordinates,
+        lambda orders: jnp.zeros(count),
+        lambda unknown: symbols.unknowns[unknown.name].typical,
+    )
+    return np.broadcast_to(np.asarray(found, float), (count,))
 
 
 def trace(function, coordinates, symbols, name="residual") -> Affine | Traced:
@@ -249,7 +271,7 @@ def trace(function, coordinates, symbols, name="residual") -> Affine | Traced:
         given = dict(zip(unknowns, arguments, strict=False))
         values = dict(zip(orders, arguments[len(unknowns) :], strict=True))
         found = _call(
-            function, coordinates, values.__getitem__, lambda unknown: given[unknown.name]
+            name, function, coordinates, values.__getitem__, lambda unknown: given[unknown.name]
         )
         return jnp.broadcast_to(found, (count,)).astype(float)
 

@@ -61,6 +61,9 @@ class Sensors(eqx.Module):
         self.points = {
             dim: double_array(f"points[{dim!r}]", each, REAL) for dim, each in points.items()
         }
+        nameless = [dim for dim in points if not isinstance(dim, str)]
+        if nameless:
+            raise TypeError(f"points must have names of dimensions as keys, got {nameless}")
         shapes = {dim: each.shape for dim, each in self.points.items()}
         (first, *_) = shapes.values()
         if len(first) != 1 or not first[0] or any(shape != first for shape in shapes.values()):
@@ -137,4 +140,6 @@ def _seen(operator, points):
         if not found.linear:
             raise ValueError("operator must be linear in u")
         offset, coefficients = found.linearised(jnp.zeros((len(symbols.orders), count)))
+        if not np.any(coefficients):
+            raise ValueError("operator does not depend on u: all its coefficients are zero")
         return symbols.orders, np.asarray(coefficients), np.asarray(offset)
