@@ -1,6 +1,7 @@
 """What both solvers are given: collocation points, traced residuals, conditions."""
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayeskit.errors import ConditioningWarning, PrecisionWarning
 from bayeskit.models.spectral_pde import frame, starts
 from bayeskit.models.spectral_pde.basis import between, scales_of
 from bayeskit.models.spectral_pde.spectrum import band
@@ -17,6 +19,8 @@ from bayeskit.validation import REAL, double_array
 WIDEST = 0.65  # band that is tried, as share of the highest frequency that the points resolve
 _NEAR_NYQUIST = 0.8  # of Nyquist's frequency
 _SLACK = 1e-9  # of the box
+_GLANCES = 2**14  # points at which spikes of the source are looked for
+_SPIKE = 3.0  # times the largest value that the solver sees
 
 
 class Axis(NamedTuple):
@@ -169,10 +173,11 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
     def traced(where):
         return residuals.trace(pde.residual, _coordinates(pde.dims, axes, where), symbols)
 
-    evenly = traced(uniform)
+    evenly, at_nodes, at_check = traced(uniform), traced(grid), traced(check)
     source, by_value = (np.asarray(part) for part in source_of(evenly, math.prod(points)))
     source = source.reshape(points)
     finite = bool(np.all(np.isfinite(source)))
+    _warn_of_spikes(pde, axes, symbols, (evenly, at_nodes, at_check))
     values = tuple(_values(pde, axes, k, grid) for k in range(len(axes)))
     items = sensors if isinstance(sensors, list) else [sensors]
     measured = [None if each is None else _measured(pde, axes, each) for each in items]
@@ -187,8 +192,8 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
 
     problem = Problem(
         tuple(axes),
-        traced(grid),
-        traced(check),
+        at_nodes,
+        at_check,
         values,
         tuple(_values(pde, axes, k, check) for k in range(len(axes))),
         _share_near_nyquist(source) if finite else 0.0,
@@ -252,6 +257,39 @@ def _uniform(pde, axes, traced):
 def source_of(residual, count):
     """The residual (points,) of the field that is zero, and its derivatives there."""
     return residual.linearised(jnp.zeros((len(residual.orders), count)))
+
+
+def _warn_of_spikes(pde, axes, symbols, read):
+    """Whether the source is much larger elsewhere than at all points where the solver reads it.
+
+    Looked for at points of a sequence that fills the box evenly, by multiples of powers of the
+    root of ``x^(d + 1) = x + 1``.
+    """
+    counts = (math.prod(axis.nodes.shape[0] + more for axis in axes) for more in (0, 0, 1))
+    seen = max(_largest(source_of(*each)[0]) for each in zip(read, counts, strict=True))
+    root = np.max(np.roots([1.0, *[0.0] * (len(axes) - 1), -1.0, -1.0]).real)
+    steps = np.arange(_GLANCES)
+    places = {
+        dim: axis.lower + axis.length * ((0.5 + steps * root ** -(k + 1.0)) % 1.0)
+        for k, (dim, axis) in enumerate(zip(pde.dims, axes, strict=True))
+    }
+    with np.errstate(all="ignore"):
+        found = residuals.source_at(pde.residual, places, symbols)
+    if _largest(found) > _SPIKE * seen:
+        first = int(np.flatnonzero(np.abs(found) == _largest(found))[0])
+        where = ", ".join(f"{dim} = {each[first]:.6g}" for dim, each in places.items())
+        warnings.warn(
+            f"residual: its source is {found[first]:.3g} at {where}, and at most {seen:.3g} in "
+            "size at all points that the grid has: take more points",
+            ConditioningWarning,
+            stacklevel=2,
+        )
+
+
+def _largest(values):
+    """The largest finite size."""
+    values = np.asarray(values)
+    return float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
 
 
 def _measured(pde, axes, sensors):
@@ -353,6 +391,13 @@ def _values(pde, axes, k, grid):
         else:
             given = value
         array = double_array(name, given, REAL)
+        kind = np.asarray(given).dtype
+        if kind in (np.float32, np.float16):
+            warnings.warn(
+                f"{name} is {kind}: the solution cannot be more accurate; make it float64",
+                PrecisionWarning,
+                stacklevel=2,
+            )
         if array.size not in (1, math.prod(shape)):
             raise ValueError(
                 f"{name} must be one number at every point, got shape {array.shape} at "
