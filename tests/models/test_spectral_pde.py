@@ -171,12 +171,58 @@ def test_nothing_but_zero(conditions):
 
 
 def test_constants_and_lines_are_exact():
-    for offset, rate in ((3.0, 0.0), (-1.0, 2.0)):
+    for offset, rate in ((3.0, 0.0), (-1.0, 2.0), (1e6, 0.0)):
         line = lambda x, a=offset, b=rate: a + b * x  # noqa: E731
         found = solve(
             lambda u, x: u.d("x", 2), [Dirichlet("x", 0.0, line), Dirichlet("x", 1.0, line)]
         )
-        np.testing.assert_allclose(found.predict({"x": TEST}).mean, line(TEST), atol=1e-10)
+        error = found.predict({"x": TEST}).mean - line(TEST)
+        assert np.max(np.abs(error)) < 1e-10 * max(1.0, abs(offset))
+
+
+@pytest.mark.parametrize("distance", [0.5, 1e-3, 1e-9])
+def test_frequencies_that_are_nearly_equal(distance):
+    rates = (40.0, 40.0 + distance)
+    truth = lambda x: sum(np.sin(rate * x) for rate in rates)  # noqa: E731
+    found = solve(
+        lambda u, x: u.d("x", 2) + sum(rate**2 * np.sin(rate * x) for rate in rates),
+        [Dirichlet("x", 0.0, truth), Dirichlet("x", 1.0, truth)],
+    )
+    assert relative(found.predict({"x": TEST}).mean, truth(TEST)) < 1e-8
+
+
+@pytest.mark.parametrize("components", [1, 2 * POINTS])
+def test_one_component_or_more_than_points(components):
+    model = SpectralPDE(
+        PDE(poisson, {"x": (0.0, 1.0)}, ENDS),
+        grid={"x": POINTS},
+        kernel=SpectralMixture(components),
+    )
+    found = bk.infer(model, None).predict({"x": TEST})
+    assert relative(found.mean, wave(TEST)) < 1e-8
+
+
+def test_coefficients_that_vanish_on_average():
+    truth = lambda x: (2 * x - 1) ** 4  # noqa: E731
+    found = solve(
+        lambda u, x: (2 * x - 1) * (u.d("x", 2) - 48 * (2 * x - 1) ** 2),
+        [Dirichlet("x", 0.0, 1.0), Dirichlet("x", 1.0, 1.0)],
+    )
+    assert relative(found.predict({"x": TEST}).mean, truth(TEST)) < 1e-8
+
+
+def test_points_of_predictions_in_any_order(posterior):
+    points = np.array([0.7, 0.1, 1.0, 0.1])
+    found, sorted_ = (posterior.predict({"x": each}).mean for each in (points, np.sort(points)))
+    np.testing.assert_allclose(np.sort(found), np.sort(sorted_), rtol=1e-12)
+    np.testing.assert_allclose(found, wave(points), atol=1e-8)
+
+
+def test_answers_are_in_double_precision_whatever_the_default_is(posterior):
+    found = posterior.predict({"x": jnp.asarray(TEST, jnp.float32)})
+    assert {each.dtype for each in (found.mean, found.variance)} == {np.dtype(np.float64)}
+    with pytest.warns(bk.PrecisionWarning, match="condition at x = 0 is float32"):
+        solve(conditions=(Dirichlet("x", 0.0, lambda x: wave(x).astype(np.float32)), ENDS[1]))
 
 
 ZERO = Dirichlet("x", 0.0, 0.0)
@@ -212,6 +258,15 @@ def test_what_cannot_be_evaluated_is_no_answer():
         )
 
 
+NODE = 0.5 * (np.polynomial.legendre.leggauss(POINTS)[0][20] + 1.0)
+NOTHING = (Dirichlet("x", 0.0, 0.0), Dirichlet("x", 1.0, 0.0))
+
+
+def narrow(x):
+    """A spike between the points at which the solver reads the source."""
+    return 1e4 * np.exp(-(((x - NODE + 0.25 * 0.033) / 3e-4) ** 2))
+
+
 def fast(x):
     return np.sin(2 * np.pi * 23.0 * x)
 
@@ -225,12 +280,25 @@ def fast(x):
             "hardly resolves, or has been folded",
         ),
         (lambda u, x: u.d("x", 2) - np.sign(x - 0.4), ENDS, "not smooth"),
+        (lambda u, x: u.d("x", 2) - 1e3 * (x == NODE), ENDS, "not smooth"),
+        (
+            lambda u, x: u.d("x", 2) - narrow(x) - 100.0,
+            ENDS,
+            r"source is -1.\d+e\+04 at x = 0.3",
+        ),
         (lambda u, x: 1e-6 * u.d("x", 2) - u.d("x") - 1, ENDS, "not smooth|conditions are met"),
         (poisson, (*ENDS, Neumann("x", 1.0, 7.0)), "contradict each other"),
         (poisson, (Neumann("x", 0.0, 0.0), Neumann("x", 1.0, 0.0)), "contradict"),
         (poisson, ENDS[:1], "1 conditions are missing"),
         (poisson, (), "2 conditions are missing"),
         (poisson, (Neumann("x", 0.0, slope), Neumann("x", 1.0, slope)), "leave the solution open"),
+        (poisson, [Periodic("x")], "conditions are met|leave the solution open"),
+        (lambda u, x: u.d("x"), (ENDS[0], Dirichlet("x", 1.0, 5.0)), "contradict each other"),
+        (lambda u, x: u.d("x", 2), (Neumann("x", 0, 0), Neumann("x", 1, 0)), "the solution open"),
+        *[
+            (lambda u, x, f=size: u.d("x", 2) + np.pi**2 * u - f * np.sin(np.pi * x), NOTHING, text)
+            for size, text in ((0.0, "the solution open"), (1.0, "the solution open"))
+        ],
         (
             lambda u, x: u.d("x", 2) + np.pi**2 * u,
             (Dirichlet("x", 0.0, 0.0), Neumann("x", 0.0, np.pi), Dirichlet("x", 1.0, 0.0)),
@@ -301,6 +369,35 @@ def test_kernels():
         SpectralMixture(0)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (lambda x: np.nan * x, ValueError, "at x = 1 has 1 non-finite"),
+        (lambda x: np.ones(3), ValueError, r"at x = 1 must be one number .* shape \(3,\)"),
+        (lambda x: 1j * x, TypeError, "at x = 1: got dtype complex128"),
+        (lambda x: None, TypeError, "at x = 1 must be real"),
+    ],
+)
+def test_conditions_that_are_no_numbers_are_refused(value, kind, message):
+    with pytest.raises(kind, match=message):
+        solve(conditions=(ENDS[0], Dirichlet("x", 1.0, value)))
+
+
+def test_an_equation_without_solution_is_no_success():
+    """Bratu's, beyond the largest parameter that has one, 3.51."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = solve(
+            lambda u, x: u.d("x", 2) + 10.0 * jnp.exp(u()),
+            NOTHING,
+            method=bk.inference.EM(max_iterations=12),
+        )
+    told = " ".join(str(each.message) for each in caught)
+    assert "did not converge" in told
+    assert "the equation holds to" in told
+    assert not found.convergence.converged
+
+
 def test_budget_exhausted_is_reported():
     with pytest.warns(bk.ConvergenceWarning, match="did not converge"):
         found = solve(method=bk.inference.EM(max_iterations=4))
@@ -308,5 +405,6 @@ def test_budget_exhausted_is_reported():
 
 
 def test_zero_stays_a_solution_of_a_nonlinear_equation():
-    found = solve(lambda u, x: u.d("x", 2) - 100.0 * (u**3 - u), (ZERO, Neumann("x", 1.0, 0.0)))
+    with pytest.warns(bk.ConditioningWarning, match="several solutions: from another start"):
+        found = solve(lambda u, x: u.d("x", 2) - 100.0 * (u**3 - u), (ZERO, Neumann("x", 1.0, 0.0)))
     np.testing.assert_allclose(found.predict({"x": TEST}).mean, 0.0, atol=1e-8)

@@ -334,6 +334,10 @@ def test_two_dimensions_with_sensors_alone_are_the_harmonic_function():
         (({"x": [0.1, 0.2]}, [1.0, 2j]), TypeError, "values: got dtype complex128"),
         (({"x": [0.1], "y": [0.1, 0.2]}, [1.0]), ValueError, r"one length n > 0"),
         (({"x": []}, []), ValueError, r"one length n > 0"),
+        (({0: [0.1]}, [1.0]), TypeError, r"names of dimensions as keys, got \[0\]"),
+        (({"x": [0.1j]}, [1.0]), TypeError, r"points\['x'\]: got dtype complex128"),
+        (({"x": [0.1]}, [1.0], None, lambda u, x: 0.0 * u), ValueError, "not depend on u: all its"),
+        (({"x": [1, 2]}, [1, 1], None, lambda u, x: np.ones(3) * u), ValueError, "fixed shape"),
         (({"x": [0.1]}, [1.0], 0.0), ValueError, "noise must be positive"),
         (({"x": [0.1]}, [1.0], [0.1, 0.2]), ValueError, r"noise must be a number or \(1,\)"),
         (({"x": [0.1]}, [1.0], None, "u"), TypeError, "operator must be a function"),
@@ -363,6 +367,45 @@ def test_sensors_that_make_no_sense_are_refused(arguments, kind, message):
 def test_unknowns_that_make_no_sense_are_refused(arguments, kind, message):
     with pytest.raises(kind, match=message):
         Unknown(*arguments)
+
+
+def _deterministic(residual, conditions):
+    pde = PDE(residual, {"x": (0.0, 1.0)}, conditions)
+    model = SpectralPDE(pde, grid={"x": 32}, kernel=SpectralMixture(3))
+    return bk.infer(model, None, bk.inference.EM("evidence"))
+
+
+def test_the_order_of_sensors_does_not_matter(posterior):
+    sensors = measured()
+    order = np.argsort(sensors.points["x"])
+    again = bk.infer(
+        oscillator(), Sensors({"x": sensors.points["x"][order]}, sensors.values[order])
+    )
+    np.testing.assert_allclose(again.mean["k"], posterior.mean["k"], atol=1e-5)
+    np.testing.assert_allclose(again.variance["k"], posterior.variance["k"], rtol=1e-3)
+
+
+def test_sensors_at_one_point_may_contradict_each_other():
+    places = np.tile(np.linspace(0.05, 0.95, 10), 2)
+    values = solution(places) + np.repeat([1.0, -1.0], 10)
+    posterior = bk.infer(oscillator(), Sensors({"x": places}, values))
+    assert 0.7 < posterior.mean["sensor_noise"] < 1.4
+    assert abs(posterior.mean["k"] - STIFFNESS) < 3 * np.sqrt(posterior.variance["k"])
+
+
+def test_lines_have_no_noise_that_could_be_large():
+    found = _deterministic(
+        lambda u, x: u.d("x", 2), [Dirichlet("x", 0.0, -1.0), Dirichlet("x", 1.0, 3.0)]
+    ).predict({"x": np.linspace(0.0, 1.0, 21)})
+    np.testing.assert_allclose(found.mean, np.linspace(-1.0, 3.0, 21), atol=1e-9)
+
+
+@pytest.mark.parametrize("source", [np.zeros_like, lambda x: np.cos(np.pi * x)])
+def test_what_the_conditions_leave_open_is_reported(source):
+    with pytest.warns(bk.ConditioningWarning, match="leave the solution open"):
+        _deterministic(
+            lambda u, x: u.d("x", 2) - source(x), [Neumann("x", 0.0, 0.0), Neumann("x", 1.0, 0.0)]
+        )
 
 
 def test_problems_that_make_no_sense_are_refused():

@@ -137,8 +137,49 @@ def test_three_dimensions():
     assert relative_error(found, truth, 3, TEST[::8]) < 1e-7
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_units_of_the_box_do_not_matter(posterior, size):
+    found = solve(
+        lambda u, x, y: (
+            u.d("x", 2)
+            + u.d("y", 2)
+            + 317.0 / size**2 * (product(x / size, y / size) - x * y / size**2)
+        ),
+        tuple(
+            Dirichlet(dim, end, lambda x, y: product(x / size, y / size))
+            for dim in "xy"
+            for end in (0.0, size)
+        ),
+        dict.fromkeys("xy", (0.0, size)),
+    )
+    expected = posterior.predict({"x": TEST, "y": TEST}).mean
+    found = found.predict({"x": size * TEST, "y": size * TEST}).mean
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_zero_and_lines_are_exact():
+    for slope in (0.0, 3.0):
+        line = lambda x, y, b=slope: b * (x - 2 * y + 1)  # noqa: E731
+        found = solve(lambda u, x, y: u.d("x", 2) + u.d("y", 2), faces(line))
+        x, y = np.meshgrid(TEST, TEST, indexing="ij")
+        found = found.predict({"x": TEST, "y": TEST}).mean
+        np.testing.assert_allclose(found, line(x, y), atol=1e-12)
+
+
 def contradictory(x, y):
     return np.where(x == 0.0, 1.0, 0.0) + 0.0 * y
+
+
+def bump(x, y):
+    return np.sin(np.pi * x) * np.sin(np.pi * y)
+
+
+def narrow(x, y):
+    """A spike between the points at which the solver reads the source."""
+    return bump(x, y) + 1e3 * np.exp(-(((x - 0.4935) ** 2 + (y - 0.4935) ** 2) / 2e-3**2))
+
+
+FLAT = tuple(Neumann(dim, end, 0.0) for dim in "xy" for end in (0.0, 1.0))
 
 
 def spike(x, y):
@@ -153,6 +194,29 @@ def spike(x, y):
         (lambda u, x, y: u.d("x", 2) + u.d("y", 2) + 2.0, faces(spike), "conditions are met to"),
         (poisson, faces(product)[:3], "1 conditions are missing"),
         (lambda u, x, y: u.d("x", 2) + u.d("y", 2) - np.sign(x - y), faces(product), "not smooth"),
+        (lambda u, x, y: u.d("x", 2) + u.d("y", 2) - narrow(x, y), faces(0.0), "source is -"),
+        *[
+            (lambda u, x, y, f=f: u.d("x", 2) + u.d("y", 2) - f, FLAT, "leave the solution open")
+            for f in (0.0, 1.0)
+        ],
+        *[
+            (
+                lambda u, x, y, f=f: u.d("x", 2) + u.d("y", 2) + 2 * np.pi**2 * u - f * bump(x, y),
+                faces(0.0),
+                "leave the solution open",
+            )
+            for f in (0.0, 1.0)
+        ],
+        *[
+            (
+                lambda u, x, y, w=w: (
+                    u.d("x", 2) + u.d("y", 2) + (w**2 + 9) * np.sin(w * x) * np.sin(3 * y)
+                ),
+                faces(lambda x, y, w=w: np.sin(w * x) * np.sin(3 * y)),
+                "hardly resolves|grid is too coarse",
+            )
+            for w in (110.0, 400.0)
+        ],
     ],
 )
 def test_doubtful_answers_are_warned_about(residual, conditions, message):
@@ -165,3 +229,15 @@ def test_doubtful_answers_are_warned_about(residual, conditions, message):
 def test_conditions_stated_twice_are_refused():
     with pytest.raises(ValueError, match="along 'y' say the same twice"):
         solve(poisson, (*faces(product), Initial("y", 0.0)))
+
+
+def test_an_equation_that_vanishes_on_average_is_reported():
+    """Of mixed derivatives alone nothing is left for the solver to start from."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solve(
+            lambda u, x, y: u.d(x=1, y=1) - 1.0,
+            [Dirichlet("x", 0.0, product), Dirichlet("y", 0.0, product)],
+            method=bk.inference.EM(max_iterations=2),
+        )
+    assert any("coefficients of mean zero" in str(each.message) for each in caught)

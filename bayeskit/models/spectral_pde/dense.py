@@ -23,6 +23,7 @@ from bayeskit.models.spectral_pde.newton import equation_share, iterate, rms, sh
 from bayeskit.models.spectral_pde.problem import Problem
 
 _SHARP = 1e-15  # of the largest column, as ratio of noise to prior deviation
+_HIDDEN = 1e-10  # relative error of the equation for fields of size one, if the field is zero
 _HALVINGS = 9
 
 
@@ -147,7 +148,8 @@ def covariance(problem, ops, scales, coefficients) -> Covariance:
     """Uncertainty of the solution, from the residual that it leaves between the points.
 
     Errors of the equation are taken to be independent from point to point, of the size of the
-    residual or of rounding; the prior's amplitude is that of the solution.
+    residual or of rounding; the prior's amplitude is that of the solution. A field that is zero
+    shows no errors, of the discretisation neither: some are supposed.
     """
     rows = rows_of(problem, ops, scales, coefficients)
     left, _ = problem.at_check.linearised(ops.check @ coefficients)
@@ -158,8 +160,9 @@ def covariance(problem, ops, scales, coefficients) -> Covariance:
     rounding = eps * rms((jnp.abs(rows.matrix) @ weights) / units)
     nodes = problem.axes[0].nodes.shape[0]
     found = jnp.hypot(rms(left) * factor[0], rounding) / jnp.sqrt(nodes)
-    prior_power = jnp.mean((ops.value * scales) ** 2 @ jnp.ones_like(scales))
     power = jnp.mean((ops.value @ coefficients) ** 2)
+    found = jnp.where(power > 0, found, _HIDDEN)
+    prior_power = jnp.mean((ops.value * scales) ** 2 @ jnp.ones_like(scales))
     amplitude = jnp.sqrt(jnp.where(power > 0, power, 1.0) / prior_power)
     ratio = jnp.maximum(found / amplitude, _smallest_ratio(rows))
     noise = ratio * amplitude

@@ -21,7 +21,6 @@ from bayeskit.models.spectral_pde.learned import (
     Spread,
     with_part,
 )
-from bayeskit.models.spectral_pde.newton import share_of
 from bayeskit.models.spectral_pde.solver import Diagnostics, missing_conditions
 
 _OPTIMISER = optax.lbfgs(memory_size=20)
@@ -30,6 +29,7 @@ _SLOPE = 0.01  # counts as change
 _FLATTEST = 1e-2  # curvature of what neither data nor prior determine
 _NOISY = 3.0  # deviations of noise that a residual may have
 _OPEN = 1.0  # posterior deviation, relative to the field, that leaves it open
+_OPEN_IF_CERTAIN = 0.1  # where nothing is noisy by statement
 
 
 class Learning(NamedTuple):
@@ -136,12 +136,16 @@ def finish(model, problem, state, which):
 def _diagnosed(model, problem, matrices, found):
     mean, variance = found.predict(nodes_of(problem), False, model, problem)
     power = jnp.mean(mean**2)
-    deviation = share_of(jnp.sqrt(jnp.mean(variance)), jnp.sqrt(power))
+    # Of a field that is zero all that tells is how much of the prior is left.
+    prior = jnp.mean((matrices.value * found.scales) ** 2 @ jnp.ones_like(found.scales))
+    deviation = jnp.sqrt(jnp.mean(variance) / jnp.where(power > 0, power, prior))
     noise, _ = hypers.deviations(problem, found.hyper)
-    relative = share_of(noise, evidence.size_of_terms(problem, matrices, found))
+    terms = jnp.maximum(evidence.size_of_terms(problem, matrices, found), problem.units.equation)
+    relative = noise / terms
     # Two independent errors: the nodes', which the field follows in part, and those between.
     excess = jnp.sqrt(jnp.maximum(found.residual**2 - (_NOISY * relative) ** 2, 0.0))
-    open_ended = jnp.where(deviation > _OPEN, deviation, 0.0)
+    large = _OPEN if problem.stated.uncertain else _OPEN_IF_CERTAIN
+    open_ended = jnp.where(deviation > large, deviation, 0.0)
     missing = missing_conditions(problem) if problem.measured is None else 0
     return Diagnostics(
         excess,
@@ -150,6 +154,8 @@ def _diagnosed(model, problem, matrices, found):
         problem.near_nyquist,
         jnp.asarray(missing),
         relative if problem.equation_noise is None else jnp.zeros(()),
+        jnp.zeros(()),
+        jnp.zeros(()),
     )
 
 

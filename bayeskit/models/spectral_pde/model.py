@@ -366,6 +366,17 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
                 "equation: unless its source is that noisy, the grid is too coarse or the "
                 "equation does not describe the measurements"
             )
+        if diagnostics.averaged_out:
+            found.append(
+                "all derivatives of the residual are mixed or have coefficients of mean zero: "
+                "several dimensions are solved from these means, which say nothing; take "
+                "m_step='evidence'"
+            )
+        if diagnostics.others:
+            found.append(
+                "the equation has several solutions: from another start Newton's iteration found "
+                "another one, which initial= or restarts= can lead to"
+            )
         if diagnostics.missing > 0:
             found.append(
                 f"{int(diagnostics.missing)} conditions are missing: a dimension needs as many as "
@@ -375,7 +386,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             found.append(
                 "equation and conditions leave the solution open (posterior deviation "
                 f"{diagnostics.deviation:.1e} of its size): the homogeneous equation has a "
-                "solution of its own"
+                "solution of its own, as far as grid and errors tell"
             )
         return tuple(found)
 

@@ -1,6 +1,7 @@
 """What the model asks of a solver: one for a dimension alone, one for products of several."""
 
 import abc
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,9 +12,14 @@ from bayeskit.linalg import kronecker_multiply
 from bayeskit.models.spectral_pde import dense, tensor
 from bayeskit.models.spectral_pde.approximation import DenseSolution, TensorSolution
 from bayeskit.models.spectral_pde.basis import derivative, scales_of
+from bayeskit.models.spectral_pde.newton import rms
+from bayeskit.models.spectral_pde.problem import source_of
 from bayeskit.models.spectral_pde.spectrum import SpectralMixture
 
 _DRAWS = 16
+_OFFSETS = (-4.0, -1.0, 1.0, 4.0)  # of the field, in sizes, from where others are looked for
+_SOLVED, _APART = 1e-6, 1e-2  # residual of another solution, and its distance in sizes
+_VANISHING = 1e-10  # means of coefficients, relative to their sizes
 
 
 class Found(NamedTuple):
@@ -52,6 +58,11 @@ class Diagnostics(NamedTuple):
         Number of conditions.
     noise : scalar
         Deviation of the equation's errors relative to its terms where it has been learned.
+    others : scalar
+        Whether Newton's iteration found another solution too.
+    averaged_out : scalar
+        Whether nothing is left of the equation with its coefficients' means, from which several
+        dimensions are solved.
     """
 
     residual: Any
@@ -60,6 +71,8 @@ class Diagnostics(NamedTuple):
     near_nyquist: Any
     missing: Any
     noise: Any
+    others: Any
+    averaged_out: Any
 
 
 class AbstractSolver(eqx.Module):
@@ -91,13 +104,16 @@ class AbstractSolver(eqx.Module):
 
 
 def diagnosed(problem, mean, variance, residual, misfit):
-    """What the caveats are read from, of moments at the nodes."""
+    """What the caveats are read from, of moments at the nodes.
+
+    The deviation is relative to the field, or to one where the field is zero.
+    """
     power = jnp.mean(mean**2)
     deviation = jnp.sqrt(jnp.mean(variance) / jnp.where(power > 0, power, 1.0))
-    deviation = jnp.where(power > 0, deviation, 0.0)
     missing = jnp.asarray(missing_conditions(problem))
     nyquist = problem.near_nyquist
-    return Diagnostics(residual, misfit, deviation, nyquist, missing, jnp.zeros(()))
+    no = jnp.zeros(())
+    return Diagnostics(residual, misfit, deviation, nyquist, missing, no, no, no)
 
 
 def missing_conditions(problem):
@@ -130,6 +146,8 @@ class DenseSolver(AbstractSolver):
         field, step = dense.solve(problem, ops, scales, start)
         residual = jnp.maximum(*dense.residuals(problem, ops, field))
         log_evidence = dense.covariance(problem, ops, scales, field).log_evidence
+        # Zero is most probable under a band that can hold no other solution.
+        log_evidence = jnp.where(jnp.any(field != 0), log_evidence, 0.0)
         return Found(residual, log_evidence, step, field)
 
     def finish(self, problem, components, field):
@@ -149,7 +167,24 @@ class DenseSolver(AbstractSolver):
             jnp.mean((ops.value @ field) ** 2),
         )
         moments = solution.predict(None, False, None, problem)
-        return solution, spread.log_evidence, diagnosed(problem, *moments, residual, misfit)
+        diagnostics = diagnosed(problem, *moments, residual, misfit)
+        others = self._has_others(problem, ops, scales, field)
+        return solution, spread.log_evidence, diagnostics._replace(others=others)
+
+    def _has_others(self, problem, ops, scales, field):
+        """Whether Newton's iteration ends elsewhere from starts at some offsets."""
+        if problem.at_nodes.linear:
+            return jnp.zeros(())
+        size = jnp.maximum(rms(ops.value @ field), problem.units.field)
+
+        def is_another(offset):
+            # The first function is constant.
+            start = field.at[0].add(offset * size)
+            found, _ = dense.solve(problem, ops, scales, start)
+            residual = jnp.maximum(*dense.residuals(problem, ops, found))
+            return (residual < _SOLVED) & (rms(ops.value @ (found - field)) > _APART * size)
+
+        return jnp.any(jax.lax.map(is_another, jnp.asarray(_OFFSETS))).astype(float)
 
 
 class TensorSolver(AbstractSolver):
@@ -198,4 +233,15 @@ class TensorSolver(AbstractSolver):
             jnp.sum(field**2),
         )
         moments = solution.predict(None, False, None, problem)
-        return solution, None, diagnosed(problem, *moments, residual, misfit)
+        diagnostics = diagnosed(problem, *moments, residual, misfit)
+        return solution, None, diagnostics._replace(averaged_out=_averages_out(problem))
+
+
+def _averages_out(problem):
+    """Whether all derivatives are mixed or have coefficients that are zero on average."""
+    residual = problem.at_nodes
+    _, by_value = source_of(residual, math.prod(axis.nodes.shape[0] for axis in problem.axes))
+    unmixed = [sum(order > 0 for order in each) <= 1 for each in residual.orders]
+    means = jnp.abs(jnp.mean(by_value, axis=1))
+    small = means <= _VANISHING * jnp.max(jnp.mean(jnp.abs(by_value), axis=1))
+    return jnp.all(small, where=jnp.asarray(unmixed)).astype(float)

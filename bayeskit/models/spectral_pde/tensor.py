@@ -27,6 +27,7 @@ from bayeskit.models.spectral_pde.basis import Basis, basis_of, derivative
 from bayeskit.models.spectral_pde.newton import equation_share, iterate, rms, share_of
 from bayeskit.pde.residual import Affine
 
+_HIDDEN = 1e-8  # relative error of the equation for fields of size one, if the field is zero
 _HALVINGS = 6
 _KRYLOV = 40
 _KRYLOV_TOLERANCE = 1e-10
@@ -237,17 +238,31 @@ def _misfit(problem, space, coefficients, k, typical):
     return jnp.max(share_of(jnp.max(misfit, axis=1), scale))
 
 
+def _size_of_terms(problem, space, by_value):
+    """Of the equation for a field of size one that has all frequencies of the space."""
+    sizes = [
+        math.prod(
+            jnp.linalg.norm(m[o]) / jnp.linalg.norm(m[0])
+            for m, o in zip(space.at_nodes, each, strict=True)
+        )
+        for each in problem.at_nodes.orders
+    ]
+    return rms(jnp.stack(sizes) @ jnp.abs(by_value))
+
+
 def deviations(key, problem, space, coefficients, count):
     """Draws (count, R_1, …, R_d) of the field's error: what the residual found may have hidden.
 
-    The projected equation has independent errors, all together of the residual's size.
+    The projected equation has independent errors, all together of the residual's size. A field
+    that is zero shows none, of the discretisation neither: some are supposed.
     Coefficients that vary are replaced by their means.
     """
     values = _derivatives(space.at_check, problem.at_check.orders, coefficients)
     left, _ = problem.at_check.linearised(values)
     at_nodes = _derivatives(space.at_nodes, problem.at_nodes.orders, coefficients)
     _, by_value = problem.at_nodes.linearised(at_nodes / space.roots.reshape(-1))
-    noise = rms(left)
+    hidden = _HIDDEN * _size_of_terms(problem, space, by_value)
+    noise = jnp.where(jnp.any(coefficients != 0), rms(left), hidden)
     inverse = preconditioner(problem, space, by_value)
     nulls = [basis.null for basis in space.bases]
     shape = tuple(null.shape[1] for null in nulls)
