@@ -294,10 +294,9 @@ def fast(x):
         (poisson, (Neumann("x", 0.0, slope), Neumann("x", 1.0, slope)), "leave the solution open"),
         (poisson, [Periodic("x")], "conditions are met|leave the solution open"),
         (lambda u, x: u.d("x"), (ENDS[0], Dirichlet("x", 1.0, 5.0)), "contradict each other"),
-        (lambda u, x: u.d("x", 2), (Neumann("x", 0, 0), Neumann("x", 1, 0)), "the solution open"),
         *[
-            (lambda u, x, f=size: u.d("x", 2) + np.pi**2 * u - f * np.sin(np.pi * x), NOTHING, text)
-            for size, text in ((0.0, "the solution open"), (1.0, "the solution open"))
+            (lambda u, x, f=f: u.d("x", 2) + np.pi**2 * (u - f * np.sin(np.pi * x)), NOTHING, text)
+            for f, text in ((0.0, "the solution open"), (1.0, "the solution open"))
         ],
         (
             lambda u, x: u.d("x", 2) + np.pi**2 * u,
@@ -381,6 +380,13 @@ def test_kernels():
 def test_conditions_that_are_no_numbers_are_refused(value, kind, message):
     with pytest.raises(kind, match=message):
         solve(conditions=(ENDS[0], Dirichlet("x", 1.0, value)))
+
+
+def test_zero_that_may_be_any_constant_has_a_large_residual():
+    with pytest.warns(bk.ConditioningWarning, match="leave the solution open"):
+        found = solve(lambda u, x: u.d("x", 2), (Neumann("x", 0.0, 0.0), Neumann("x", 1.0, 0.0)))
+    np.testing.assert_array_equal(found.predict({"x": TEST}).mean, 0.0)
+    assert found.residual > 0.1
 
 
 def test_an_equation_without_solution_is_no_success():

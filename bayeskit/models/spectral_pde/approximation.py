@@ -314,11 +314,12 @@ class SpectralPDEPosterior(Posterior):
 
         Root mean square of the equation's residual over that of its terms, or the largest relative
         misfit of a condition, or the posterior deviation relative to the solution (what the
-        residual and rounding leave open), whichever is largest.
+        residual and rounding leave open; the deviation itself of a solution that is zero),
+        whichever is largest.
         """
         mean, variance = self.mean["solution"], self.variance["solution"]
         power = float(np.mean(mean**2))
-        relative = float(np.sqrt(np.mean(variance) / power)) if power > 0 else 0.0
+        relative = float(np.sqrt(np.mean(variance) / (power if power > 0 else 1.0)))
         return max(float(np.max(self.evaluate(_left))), relative)
 
     def predict(self, inputs=None, *, derivative=None, include_noise=False) -> Prediction:
