@@ -200,13 +200,12 @@ def _poisson(dims: tuple[str, ...], points: int, methods: dict[str, Any]):
     def truth(*place):
         return np.prod([np.sin(100.0 * x) for x in place], axis=0)
 
-    pde = PDE(
-        lambda u, *place: (
-            sum(u.d(dim, 2) for dim in dims) + 1e4 * len(dims) * truth(*map(np.asarray, place))
-        ),
-        dict.fromkeys(dims, (0.0, length)),
-        [Dirichlet(dim, end, truth) for dim in dims for end in (0.0, length)],
-    )
+    def residual(u, *place):
+        return sum(u.d(dim, 2) for dim in dims) + 1e4 * len(dims) * truth(*place)
+
+    faces = [(dim, end) for dim in dims for end in (0.0, length)]
+    conditions = [Dirichlet(*face, truth) for face in faces]  # pyright: ignore[reportCallIssue]
+    pde = PDE(residual, dict.fromkeys(dims, (0.0, length)), conditions)
     model = SpectralPDE(pde, grid=dict.fromkeys(dims, points), kernel=SpectralMixture(30))
     tested = dict.fromkeys(dims, np.linspace(0.0, length, 300))
     true = truth(*np.meshgrid(*tested.values(), indexing="ij"))

@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from bayeskit.linalg import safe
-from bayeskit.models.base import relative_change
+from bayeskit.models.base import key_of_lane, relative_change
 from bayeskit.models.spectral_pde import evidence
 from bayeskit.models.spectral_pde import hyper as hypers
 from bayeskit.models.spectral_pde.approximation import nodes_of
@@ -40,13 +40,26 @@ class Learning(NamedTuple):
     ascent: Any
 
 
-def begin(hyper, field) -> Learning:
-    """A start; ``field`` are coefficients (K,)."""
+def begin(model, problem, key, lane, initial) -> Learning:
+    """Peaks of the source's spectrum, other lanes random spectra; or where another fit ended."""
+    if initial is not None and not isinstance(initial, tuple):
+        raise ValueError("initial has no learned spectrum: m_step='evidence' cannot start there")
+    if initial is None:
+        initial = hypers.start(problem), jnp.zeros(evidence.number_of_waves(model.points))
+    drawn = hypers.scattered(key_of_lane(key, lane), problem, initial[0])
+    hyper = jax.tree.map(lambda a, b: jnp.where(lane == 0, a, b), initial[0], drawn)
+    field = initial[1]
+    if not problem.at_nodes.linear:
+        field = evidence.mode(model.kernel, problem, evidence.design(problem), hyper, field)
     return Learning(hyper, field, _OPTIMISER.init(hyper))
 
 
-def objective(model, problem, matrices, hyper, field):
+def objective(model, problem, state):
     """Log evidence and log density of the hyper-parameters."""
+    return _objective(model, problem, evidence.design(problem), state.hyper, state.field)
+
+
+def _objective(model, problem, matrices, hyper, field):
     value = evidence.log_evidence(model.kernel, problem, matrices, hyper, field)
     return value + hypers.log_prior(model, problem, hyper)
 
@@ -60,7 +73,7 @@ def step(model, problem, state, damping=0.0):
     matrices = evidence.design(problem)
 
     def loss(hyper):
-        return -objective(model, problem, matrices, hyper, state.field)
+        return -_objective(model, problem, matrices, hyper, state.field)
 
     if problem.at_nodes.linear:
         value, slope = optax.value_and_grad_from_state(loss)(state.hyper, state=state.ascent)
@@ -115,7 +128,7 @@ def solution(model, problem, hyper, start, which=NOTHING, spread=None) -> Learne
     )
 
 
-def finish(model, problem, state, which):
+def finish(model, problem, state, which=UNKNOWNS):
     """The posterior at the end of the ascent, its log evidence, and diagnostics.
 
     With ``"everything"`` open the log evidence is Laplace's, hyper-parameters integrated out.
@@ -184,7 +197,7 @@ def _spread(model, problem, state, which):
 
     def slope(vector):
         field = state.field if problem.at_nodes.linear else fields(vector)
-        return jax.grad(lambda v: objective(model, problem, matrices, given(v), field))(vector)
+        return jax.grad(lambda v: _objective(model, problem, matrices, given(v), field))(vector)
 
     def differences(function, steps):
         moves = jnp.diag(steps)

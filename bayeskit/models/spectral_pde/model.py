@@ -12,7 +12,7 @@ with a spectral-mixture kernel :math:`\kappa_\theta`, equation :math:`R` at coll
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,7 +31,7 @@ from bayeskit.models.base import (
     SupportsMessages,
     key_of_lane,
 )
-from bayeskit.models.spectral_pde import evidence, frame, joint, learning
+from bayeskit.models.spectral_pde import bands, evidence, frame, joint, learning
 from bayeskit.models.spectral_pde import hyper as hypers
 from bayeskit.models.spectral_pde import problem as problems
 from bayeskit.models.spectral_pde.approximation import (
@@ -41,19 +41,14 @@ from bayeskit.models.spectral_pde.approximation import (
     SpectralPDEPosterior,
 )
 from bayeskit.models.spectral_pde.basis import derivative
-from bayeskit.models.spectral_pde.learned import EVERYTHING, UNKNOWNS, LearnedSolution
-from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver, diagnosed
-from bayeskit.models.spectral_pde.spectrum import SpectralMixture, band
+from bayeskit.models.spectral_pde.learned import EVERYTHING, LearnedSolution
+from bayeskit.models.spectral_pde.solver import diagnosed
+from bayeskit.models.spectral_pde.spectrum import SpectralMixture
 from bayeskit.pde.problem import PDE
 from bayeskit.pde.sensors import Sensors
 from bayeskit.results import Labels, PredictionTarget
 from bayeskit.validation import REAL, check_integer, check_positive, double_array
 
-# Bands that compete, as shares of the highest frequency that the points resolve.
-_BANDS = (0.4, 0.5, 0.3, 0.55, 0.2, 0.6, 0.1, 0.45, problems.WIDEST)
-_MARGIN = 1.05  # of a band beyond the source's frequencies, to be tried first
-_NEARLY = 30.0  # times the smallest residual: rounding decides below
-_ENOUGH = 1e-8  # a residual at which no further band is tried in several dimensions
 _FEWEST_POINTS = 8
 _LARGE_RESIDUAL, _LARGE_MISFIT, _LARGE_DEVIATION, _LARGE_SHARE = 1e-3, 1e-6, 1e-3, 0.01
 _COMPONENTS = ("weights", "frequencies", "widths")
@@ -67,38 +62,6 @@ SPECTRUM_PRIOR = {
     "widths": priors.ScaledByData(dist.LogNormal(math.log(0.5), 1.0)),
 }
 NOISE_PRIOR = priors.ScaledByData(dist.LogNormal(math.log(1e-3), 3.0))
-
-
-class Candidates(NamedTuple):
-    """Solutions under competing bands: one row each.
-
-    Attributes
-    ----------
-    residuals : array (B,)
-        Relative, between the collocation points and at the conditions; one before the first try.
-    log_evidences : array (B,)
-    steps : array (B,)
-        Sizes of Newton's last steps relative to the field; zero for linear equations.
-    fields : array (B, …)
-    trials : scalar
-        Number of solves so far.
-    """
-
-    residuals: Any
-    log_evidences: Any
-    steps: Any
-    fields: Any
-    trials: Any
-
-
-def _chosen(candidates):
-    """The most probable band of those whose residual is nearly the smallest."""
-    smallest = jnp.min(candidates.residuals)
-    near = candidates.residuals <= _NEARLY * smallest
-    smaller = jnp.where(near, candidates.log_evidences, -jnp.inf)
-    # Where there is no evidence, all are zero: the residual decides.
-    tied = jnp.where(smaller == jnp.max(smaller), candidates.residuals, jnp.inf)
-    return jnp.argmin(tied)
 
 
 class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
@@ -423,115 +386,39 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
                 "fewer points"
             )
 
-    @property
-    def _solver(self):
-        return (DenseSolver if len(self.dims) == 1 else TensorSolver)(self.kernel)
-
-    def _components(self, data, index):
-        """Candidate spectra, one a dimension, in cycles per box."""
-        share = jnp.asarray(_BANDS)[index]
-        return tuple(
-            band(self.kernel, share * 0.5 * (axis.nodes.shape[0] - 1)) for axis in data.axes
-        )
+    def _search(self, parameters):
+        """What is ascended: the evidence, or a list of bands."""
+        return learning if isinstance(parameters, learning.Learning) else bands
 
     def em_init(self, data, key, lane, initial, m_step):
         """Zero everywhere, other lanes a draw from the prior of the narrowest band.
 
         Of the evidence: peaks of the source's spectrum; other lanes random spectra.
         """
-        if self._by_evidence(data, m_step):
-            return self._learning_init(data, key, lane, initial)
-        if isinstance(initial, tuple):
-            raise ValueError("initial has a learned spectrum: m_step='residual' starts from none")
-        count = len(_BANDS)
-        zero = self._solver.zero(data)
-        narrowest = self._components(data, int(np.argmin(_BANDS)))
-        drawn = self._solver.draw(data, narrowest, key_of_lane(key, lane))
-        start = jnp.where(lane == 0, zero if initial is None else initial, drawn)
-        return Candidates(
-            jnp.ones(count),
-            jnp.full(count, jnp.finfo(start.dtype).min),
-            jnp.ones(count),
-            jnp.broadcast_to(start, (count, *start.shape)),
-            jnp.zeros(()),
-        )
-
-    def _learning_init(self, data, key, lane, initial):
-        if initial is not None and not isinstance(initial, tuple):
-            raise ValueError(
-                "initial has no learned spectrum: m_step='evidence' cannot start there"
-            )
-        if initial is None:
-            initial = hypers.start(data), jnp.zeros(evidence.number_of_waves(self.points))
-        drawn = hypers.scattered(key_of_lane(key, lane), data, initial[0])
-        hyper = jax.tree.map(lambda a, b: jnp.where(lane == 0, a, b), initial[0], drawn)
-        field = initial[1]
-        if not data.at_nodes.linear:
-            field = evidence.mode(self.kernel, data, evidence.design(data), hyper, field)
-        return learning.begin(hyper, field)
+        search = learning if self._by_evidence(data, m_step) else bands
+        return search.begin(self, data, key, lane, initial)
 
     def em_step(self, data, parameters, m_step, prune):
         """Solve under the next band; when all were tried, go on with the best one's iteration.
 
         Of the evidence: a step of L-BFGS.
         """
-        if isinstance(parameters, learning.Learning):
-            return learning.step(self, data, parameters)
-        tried = jnp.minimum(parameters.trials.astype(int), len(_BANDS) - 1)
-        index = jnp.where(
-            self._all_tried(parameters), _chosen(parameters), self._order(data)[tried]
-        )
-        components = self._components(data, index)
-        found = self._solver.find(data, components, parameters.fields[index])
-        usable = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in found]))
-
-        def renewed(rows, new):
-            return rows.at[index].set(jnp.where(usable, new, rows[index]))
-
-        candidates = Candidates(
-            renewed(parameters.residuals, found.residual),
-            renewed(parameters.log_evidences, found.log_evidence),
-            renewed(parameters.steps, found.step),
-            renewed(parameters.fields, found.field),
-            parameters.trials + 1.0,
-        )
-        return candidates, self.em_objective(data, parameters)
-
-    def _order(self, data):
-        """Bands in the order in which they are tried: those that hold the source first."""
-        bands = jnp.asarray(_BANDS)
-        holds = bands >= _MARGIN * data.highest
-        return jnp.argsort(jnp.where(holds, bands, 2.0 - bands))
-
-    def _all_tried(self, parameters):
-        """In several dimensions, where a solve is long, one that is good enough ends the search."""
-        enough = _ENOUGH if len(self.dims) > 1 else 0.0
-        return (parameters.trials >= len(_BANDS)) | (jnp.min(parameters.residuals) < enough)
+        return self._search(parameters).step(self, data, parameters)
 
     def em_change(self, data, new, old):
         """Newton's last step under the chosen band; at least one while bands are left to try.
 
         Of the evidence: see :func:`~bayeskit.models.spectral_pde.learning.change`.
         """
-        if isinstance(new, learning.Learning):
-            return learning.change(self, data, new, old)
-        step = new.steps[_chosen(new)]
-        return jnp.where(self._all_tried(new), step, jnp.maximum(step, 1.0))
+        return self._search(new).change(self, data, new, old)
 
     def em_objective(self, data, parameters):
         """Minus the logarithm of the smallest residual between the points, or of the evidence."""
-        if isinstance(parameters, learning.Learning):
-            matrices = evidence.design(data)
-            return learning.objective(self, data, matrices, parameters.hyper, parameters.field)
-        smallest = jnp.min(parameters.residuals)
-        return -jnp.log(jnp.maximum(smallest, jnp.finfo(smallest.dtype).tiny))
+        return self._search(parameters).objective(self, data, parameters)
 
     def em_finish(self, data, parameters):
         """The solution, what is not known of it, and the evidence where there is one."""
-        if isinstance(parameters, learning.Learning):
-            return learning.finish(self, data, parameters, UNKNOWNS)
-        best = _chosen(parameters)
-        return self._solver.finish(data, self._components(data, best), parameters.fields[best])
+        return self._search(parameters).finish(self, data, parameters)
 
     # Joint mode
 
@@ -617,7 +504,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
 
     def messages_init(self, data, key, lane, initial):
         """As EM's step ``"evidence"``."""
-        return self._learning_init(data, key, lane, initial)
+        return learning.begin(self, data, key, lane, initial)
 
     def messages_sweep(self, data, messages, damping):
         """A step on spectrum, noise and unknowns, then the equation linearised at the new field."""
