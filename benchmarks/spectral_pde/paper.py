@@ -37,7 +37,7 @@ def baseline_of(name, family):
     return baseline, baseline.start(COMPONENTS, highest)
 
 
-def as_unknowns(name, family, parameters) -> joint.Unknowns:
+def as_unknowns(lengths, family, parameters) -> joint.Unknowns:
     """The baseline's parameters as ours, which are those of boxes of length 2 π."""
     spectra = tuple(
         joint.Spectra(
@@ -45,14 +45,14 @@ def as_unknowns(name, family, parameters) -> joint.Unknowns:
             each["frequencies"] / ratio,
             each["log_scales"] - POWERS[family] * np.log(ratio),
         )
-        for each, ratio in zip(parameters["kernels"], _ratios(name), strict=True)
+        for each, ratio in zip(parameters["kernels"], _ratios(lengths), strict=True)
     )
     return joint.Unknowns(
         parameters["values"], spectra, parameters["log_equation"], parameters["log_condition"]
     )
 
 
-def as_parameters(name, family, unknowns):
+def as_parameters(lengths, family, unknowns):
     """The other way."""
     kernels = tuple(
         {
@@ -60,7 +60,7 @@ def as_parameters(name, family, unknowns):
             "frequencies": each.frequencies * ratio,
             "log_scales": each.log_scales + POWERS[family] * np.log(ratio),
         }
-        for each, ratio in zip(unknowns.spectra, _ratios(name), strict=True)
+        for each, ratio in zip(unknowns.spectra, _ratios(lengths), strict=True)
     )
     return {
         "values": unknowns.values,
@@ -70,8 +70,8 @@ def as_parameters(name, family, unknowns):
     }
 
 
-def _ratios(name):
-    return [joint.BOX / length for length in PROBLEMS[name].lengths]
+def _ratios(lengths):
+    return [joint.BOX / length for length in lengths]
 
 
 def structured_loss(name, family):

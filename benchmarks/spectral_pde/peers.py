@@ -149,12 +149,15 @@ def paper(name, form, seconds):
         baseline, start = baseline_of(name, FAMILY)
         loss = baseline.loss
         if form == STRUCTURED:
-            start, loss = as_unknowns(name, FAMILY, start), structured_loss(name, FAMILY)
+            start, loss = (
+                as_unknowns(PROBLEMS[name].lengths, FAMILY, start),
+                structured_loss(name, FAMILY),
+            )
         steps = started(loss, start)
         count = int(seconds / stopwatch(lambda: steps(1))[0])
         spent, found = stopwatch(lambda: steps(count))
         if form == STRUCTURED:
-            found = as_parameters(name, FAMILY, found)
+            found = as_parameters(PROBLEMS[name].lengths, FAMILY, found)
         points, truth = test_points(PROBLEMS[name])
         mean = np.asarray(baseline.predict(found, points))
     return scores(form, mean, truth, spent) | {"iterations": count}

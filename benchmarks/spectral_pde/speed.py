@@ -119,7 +119,7 @@ def one_problem(name, count, structured_count, rounds):
         baseline, parameters = baseline_of(name, FAMILY)
         loss = structured_loss(name, FAMILY)
         theirs = started(baseline.loss, parameters)
-        ours = started(loss, as_unknowns(name, FAMILY, parameters))
+        ours = started(loss, as_unknowns(PROBLEMS[name].lengths, FAMILY, parameters))
         solves, pairs = [], []
         for _ in range(rounds):
             solve, posterior = stopwatch(lambda: bk.infer(solver, None))
@@ -128,7 +128,8 @@ def one_problem(name, count, structured_count, rounds):
             solves.append((solve, slow))
             pairs.append((fast / structured_count, slow / count))
         difference = relative_error(
-            jax.jit(loss)(as_unknowns(name, FAMILY, moved)), jax.jit(baseline.loss)(moved)
+            jax.jit(loss)(as_unknowns(PROBLEMS[name].lengths, FAMILY, moved)),
+            jax.jit(baseline.loss)(moved),
         )
         tested = TESTED[len(problem.lengths)]
         points = [np.linspace(0.0, length, tested) for length in problem.lengths]
@@ -153,6 +154,9 @@ def once(name, who):
     with jax.enable_x64(True):
         baseline, parameters = baseline_of(name, FAMILY)
         if who == "structured":
-            started(structured_loss(name, FAMILY), as_unknowns(name, FAMILY, parameters))
+            started(
+                structured_loss(name, FAMILY),
+                as_unknowns(PROBLEMS[name].lengths, FAMILY, parameters),
+            )
         else:
             started(baseline.loss, parameters)

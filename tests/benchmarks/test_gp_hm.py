@@ -8,9 +8,9 @@ import pytest
 import bayeskit as bk
 from bayeskit.models.spectral_pde import joint
 from benchmarks.baselines.gp_hm import GPHM, adam
-from benchmarks.spectral_pde.speed import as_unknowns
+from benchmarks.spectral_pde.paper import as_parameters, as_unknowns
 
-POINTS, COMPONENTS, TURN = 12, 5, 2 * np.pi
+POINTS, COMPONENTS, LENGTH = 12, 5, 5.0
 
 
 def cube(value):
@@ -40,15 +40,15 @@ def both(dims, family):
         source = laplacian(*place) + cube(truth(*place))
         return sum(u.d(name, 2) for name in names) + cube(u()) - source
 
-    conditions = [bk.pde.Dirichlet(name, end, truth) for name in names for end in (0.0, TURN)]
+    conditions = [bk.pde.Dirichlet(name, end, truth) for name in names for end in (0.0, LENGTH)]
     pde = bk.pde.PDE(
         residual if dims == 2 else lambda u, x: residual(u, x) + 0.0,
-        dict.fromkeys(names, (0.0, TURN)),
+        dict.fromkeys(names, (0.0, LENGTH)),
         conditions,
     )
     kernel = bk.models.SpectralMixture(COMPONENTS, family)
     model = bk.models.SpectralPDE(pde, grid=dict.fromkeys(names, POINTS), kernel=kernel)
-    points = np.linspace(0.0, TURN, POINTS)
+    points = np.linspace(0.0, LENGTH, POINTS)
     mesh = np.meshgrid(*[points] * dims, indexing="ij")
     values = truth(*mesh)
     faces = tuple(np.take(values, end, axis=k) for k in range(dims) for end in (0, -1))
@@ -70,16 +70,20 @@ def test_loss_and_gradient_equal_the_structured_ones(dims, family):
     with jax.enable_x64(True):
         prepared, baseline = both(dims, family)
         parameters = somewhere(baseline.start(COMPONENTS, 0.5))
-        ours = jax.jit(
-            jax.value_and_grad(
-                lambda p: -joint.log_joint(prepared.data, prepared.model.kernel, as_unknowns(p))
-            )
-        )
+        box = (LENGTH,) * dims
+
+        def structured(given):
+            unknowns = as_unknowns(box, family, given)
+            return -joint.log_joint(prepared.data, prepared.model.kernel, unknowns)
+
+        ours = jax.jit(jax.value_and_grad(structured))
         expected, gradient = jax.jit(jax.value_and_grad(baseline.loss))(parameters)
         found, own = ours(parameters)
         np.testing.assert_allclose(found, expected, rtol=1e-9)
         for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(gradient), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.max(np.abs(b)))
+        back = as_parameters(box, family, as_unknowns(box, family, parameters))
+        jax.tree.map(np.testing.assert_allclose, back, parameters)
 
 
 def test_baseline_descends_and_predicts():
@@ -93,6 +97,6 @@ def test_baseline_descends_and_predicts():
             parameters, state, loss = step(parameters, state)
             losses.append(float(loss))
         assert losses[-1] < losses[0]
-        points = np.linspace(0.0, TURN, 50)
+        points = np.linspace(0.0, LENGTH, 50)
         found = baseline.predict(parameters, (points,))
         assert np.linalg.norm(found - line(points)) < 0.1 * np.linalg.norm(line(points))
