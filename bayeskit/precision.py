@@ -24,7 +24,9 @@ def double_precision():
 
 def refuse_transformation(function_name, *trees):
     """Raise ``TypeError`` if a public function is called inside ``jit``, ``vmap`` or ``grad``."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
+    # Inside jit new arrays are traced too.
+    leaves = (jnp.zeros(()), *jax.tree.leaves(trees))
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise TypeError(
             f"{function_name} runs from Python and cannot be called inside a JAX transformation "
             "(jit, vmap, grad); to fit many data sets at once use bayeskit.infer_batch"

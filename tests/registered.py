@@ -164,6 +164,26 @@ def _spectral_pde():
         full=True,
         expected_failed=dict.fromkeys(("EM", "MessagePassing", "MCMC"), reasons),
     )
+    no_data = "an exact equation has no data"
+    checks = ("no_recompilation", "tree", "checkpoint", "leave_one_out", "predict", "batch")
+    yield Registered(
+        "spectral_pde_exact",
+        bk.models.SpectralPDE(
+            bk.pde.PDE(
+                lambda u, x: u.d("x", 2) + 25 * np.sin(5 * x),
+                {"x": (0.0, 2.0)},
+                [bk.pde.Dirichlet("x", end, solution) for end in (0.0, 2.0)],
+            ),
+            grid={"x": 12},
+            kernel=bk.models.SpectralMixture(2),
+        ),
+        None,
+        (bk.inference.EM(max_iterations=120), bk.inference.MaximumAPosteriori(max_iterations=120)),
+        full=True,
+        expected_failed=dict.fromkeys(
+            ("EM", "MaximumAPosteriori"), reasons | dict.fromkeys(checks, no_data)
+        ),
+    )
 
 
 REGISTERED = (*_kronecker_sbl(), *_functional_tucker(), *_spectral_pde())
