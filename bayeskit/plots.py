@@ -324,7 +324,7 @@ def plot_mode_functions(
     )
     width = float(norm.ppf(0.5 + probability / 2))
     for row, name in enumerate(names):
-        points, functions = posterior.labels.coords[name], found[name]
+        points, functions = posterior.names.coords[name], found[name]
         for column in range(columns):
             axis = axes[row, column]
             if column >= functions.mean.shape[1]:

@@ -26,7 +26,7 @@ _STORED = (
     "data",
     "method",
     "approximation",
-    "labels",
+    "names",
     "log_evidence",
     "convergence",
     "trace",
@@ -82,7 +82,7 @@ class Posterior:
         self.model = model.with_estimates(estimates) if batch is None else model
 
     @property
-    def labels(self) -> Labels:
+    def names(self) -> Labels:
         """Names and coordinates of dimensions."""
         return self.prepared.labels
 
@@ -185,16 +185,16 @@ class Posterior:
             mean, variance = self.evaluate(evaluation.predict, target.inputs, bool(include_noise))
         if self.batch is None:
             return Prediction(mean, variance, target.dims, target.coords)
-        coords = {**target.coords, **self.labels.coords_of(["batch"])}
+        coords = {**target.coords, **self.names.coords_of(["batch"])}
         return Prediction(mean, variance, ("batch", *target.dims), coords)
 
     def target(self, inputs) -> PredictionTarget:
         """Where to predict; the observed data's own places if ``inputs`` is ``None``."""
         if inputs is not None:
             with double_precision():
-                return self.prepared.model.prediction_target(inputs, self.labels)
-        dims = self.labels.dims[self.labels.observed]
-        return PredictionTarget(dims, self.labels.coords_of(dims), None)
+                return self.prepared.model.prediction_target(inputs, self.names)
+        dims = self.names.dims[self.names.observed]
+        return PredictionTarget(dims, self.names.coords_of(dims), None)
 
     def loo(self) -> ELPDData:
         """Leave-one-out cross-validation as ArviZ's ``ELPDData``.
@@ -245,9 +245,10 @@ class Posterior:
                 self.to_datatree(sites=()), pointwise=True, reff=min(efficiency, 1.0)
             )
         left_out, inside = (np.asarray(part) for part in self.evaluate(evaluation.log_predictive))
-        name = self.prepared.labels.observed
-        dims = self.prepared.labels.dims[name]
-        pointwise = xr.DataArray(left_out, dims=dims, coords=self.labels.coords_of(dims), name=name)
+        name = self.names.observed
+        # What is left out may be a whole row of the data.
+        dims = self.names.dims[name][: left_out.ndim]
+        pointwise = xr.DataArray(left_out, dims=dims, coords=self.names.coords_of(dims), name=name)
         count = left_out.size
         return _exact_elpd(
             elpd=float(left_out.sum()),
@@ -441,7 +442,7 @@ def load(path, model=None) -> Posterior:
                 "model is not the one that was saved: its functions give other values than when "
                 f"{str(path)!r} was written"
             )
-    labels = fields.pop("labels")
+    names = fields.pop("names")
     return model.posterior_class(
-        **{**fields, "model": model, "prepared": prepared._replace(labels=labels)}
+        **{**fields, "model": model, "prepared": prepared._replace(labels=names)}
     )

@@ -25,7 +25,7 @@ _SUMMARY_ENTRIES = 20
 
 def result_tree(posterior, num_draws, key, sites, max_bytes, posterior_predictive, predictions):
     """See :meth:`bayeskit.Posterior.to_datatree`."""
-    mean, variance, labels = posterior.mean, posterior.variance, posterior.labels
+    mean, variance, labels = posterior.mean, posterior.variance, posterior.names
     random_sites = [name for name in mean if name not in posterior.plugged_in]
     wanted = chosen_names("sites", sites, random_sites, "random sites")
     targets = {}
@@ -156,9 +156,9 @@ def _traces(trace, lead):
 
 
 def _log_likelihood(posterior):
-    labels = posterior.labels
-    dims = labels.dims[labels.observed]
+    labels = posterior.names
     left_out, _ = posterior.evaluate(evaluation.log_predictive)
+    dims = labels.dims[labels.observed][: left_out.ndim - 2]
     variables = {labels.observed: (("chain", "draw", *dims), left_out)}
     return xr.Dataset(variables, coords=labels.coords_of(dims))
 
@@ -186,7 +186,7 @@ def _attributes(posterior):
 
 def summary_table(posterior, sites):
     """See :meth:`bayeskit.Posterior.summary`."""
-    mean, variance, labels = posterior.mean, posterior.variance, posterior.labels
+    mean, variance, labels = posterior.mean, posterior.variance, posterior.names
     wanted = chosen_names("sites", sites, list(mean), "sites")
     rows, large = {}, {}
     for site in wanted:

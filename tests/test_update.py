@@ -65,7 +65,7 @@ def test_snapshots_are_added():
     assert np.max(error / deviation) < 0.02
     named = bk.infer(model, xr.DataArray(data[:2], dims=("day", "row", "column")), method)
     with_names = bk.update(named, xr.DataArray(data[2:], dims=("day", "row", "column")))
-    assert with_names.labels.dims["coefficients"][0] == "day"
+    assert with_names.names.dims["coefficients"][0] == "day"
     np.testing.assert_array_equal(with_names.data.values, data)
     with pytest.raises(TypeError, match="new_data must be a DataArray"):
         bk.update(named, data[2:])

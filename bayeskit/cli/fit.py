@@ -179,7 +179,7 @@ def fit_tucker(
         summary.add_row("observations", str(len(table)))
         for each in modes:
             found = posterior.effective_ranks[each.name]
-            points = len(posterior.labels.coords[each.name])
+            points = len(posterior.names.coords[each.name])
             summary.add_row(f"mode {each.name}", f"{points} points, {found} functions that matter")
         summary.add_row("noise variance", _noise_of(posterior))
         _finish(summary, posterior, out)

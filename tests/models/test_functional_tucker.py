@@ -136,7 +136,7 @@ def test_functions_are_aligned_whatever_the_start(planted_posterior):
     np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-8 * gram.max())
     assert np.all(np.diff(np.diag(gram)) <= 0)
     assert np.all(found.mean.sum(axis=0) >= 0)
-    at = posterior.labels.coords["b"][[4, 100]]
+    at = posterior.names.coords["b"][[4, 100]]
     elsewhere = posterior.mode_function("b", at)
     np.testing.assert_allclose(elsewhere.mean, found.mean[[4, 100]], atol=1e-8)
     np.testing.assert_allclose(elsewhere.variance, found.variance[[4, 100]], atol=1e-8)

@@ -317,7 +317,7 @@ class FunctionalTuckerPosterior(Posterior):
         """
         k = self._mode(mode)
         model = self.prepared.model
-        dims = self.labels.dims[f"mode_{mode}"]
+        dims = self.names.dims[f"mode_{mode}"]
         if self.chains is not None:
             if points is not None:
                 raise TypeError("functions of chains are known at the points of the fit only")
@@ -325,7 +325,7 @@ class FunctionalTuckerPosterior(Posterior):
             draws = drawn[f"mode_{mode}"].values
             draws = aligned(draws.reshape(-1, *draws.shape[2:]), mixing=model.core == "tucker")
             return Prediction(draws.mean(axis=0), draws.var(axis=0), dims)
-        known = self.labels.coords[mode]
+        known = self.names.coords[mode]
         points = known if points is None else np.atleast_1d(np.asarray(points))
         with double_precision():
             column = tables.check_column(model.modes[k], points)

@@ -125,7 +125,7 @@ def from_posterior(model, posterior, data, labels) -> Start:
             ones = jnp.ones((data.steps[k].shape[0], model.rank_tuple[k]), dtype)
             modes.append(sweep.Moments(ones, ones[:, :, None] * ones[:, None, :]))
             continue
-        known, points = posterior.labels.coords[mode.name], labels.coords[mode.name]
+        known, points = posterior.names.coords[mode.name], labels.coords[mode.name]
         span = tables.span_of(mode, known)
         steps, at_known, at_points = tables.union(mode, known, points, span)
         earlier = known_before[mode.name]

@@ -390,7 +390,7 @@ class SpectralPDEPosterior(Posterior):
         k = dims.index(dim)
         axis = self.prepared.data.axes[k]
         count, length = 2 * self.prepared.model.points[k], float(axis.length)
-        inputs = {name: np.asarray(self.labels.coords[name]) for name in dims}
+        inputs = {name: np.asarray(self.names.coords[name]) for name in dims}
         inputs[dim] = float(axis.lower) + length * np.linspace(0.0, 1.0, count)
         with double_precision():
             values = np.moveaxis(np.asarray(super().predict(inputs).mean), k, -1)
