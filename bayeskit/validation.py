@@ -64,6 +64,24 @@ def values_of(name, array):
         raise ValueError(f"{name} is no array of numbers: {error}") from None
 
 
+def dimension_name(array, axis, fallback) -> str:
+    """Name of a dimension: the user's, unless there is none or it is the one xarray makes up."""
+    if not isinstance(array, xr.DataArray):
+        return fallback
+    name = array.dims[axis]
+    if not isinstance(name, str):
+        raise TypeError(f"names of dimensions must be strings, got {name!r}")
+    made_up = name == f"dim_{axis % array.ndim}" and name not in array.coords
+    return fallback if made_up else name
+
+
+def coordinates_along(array, axis):
+    """Coordinates along a dimension, ``None`` where there are none."""
+    if not isinstance(array, xr.DataArray) or array.dims[axis] not in array.coords:
+        return None
+    return array.coords[array.dims[axis]].values
+
+
 def chosen_names(name, chosen, known, kind):
     """The names that a user chose among the known ones, which are of some kind; all by default.
 

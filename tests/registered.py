@@ -186,4 +186,27 @@ def _spectral_pde():
     )
 
 
-REGISTERED = (*_kronecker_sbl(), *_functional_tucker(), *_spectral_pde())
+def _gaussian_mixture():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(24, 2)) + np.repeat([[0.0, 0.0], [7.0, 4.0]], [15, 9], axis=0)
+    prior = bk.models.NormalInverseWishart([2.0, 1.0], 0.2, 9.0 * np.eye(2), 8.0)
+    reasons = {"non_finite_rejected": "NaN are missing values; infinities are refused"}
+    for covariance in ("full", "sampled", "diagonal", "tied", "spherical"):
+        kept = {"full": methods()[:2], "sampled": methods()[2:]}
+        yield Registered(
+            f"gaussian_mixture_{covariance}",
+            bk.models.GaussianMixture(
+                2,
+                covariance="full" if covariance in kept else covariance,
+                prior=prior,
+                weights_concentration=3.0,
+                num_observations=9,
+            ),
+            rows,
+            kept.get(covariance, methods()),
+            full=covariance != "full",
+            expected_failed=dict.fromkeys(("EM", "MessagePassing", "MCMC"), reasons),
+        )
+
+
+REGISTERED = (*_kronecker_sbl(), *_functional_tucker(), *_spectral_pde(), *_gaussian_mixture())

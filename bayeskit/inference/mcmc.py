@@ -279,6 +279,8 @@ class MCMC(AbstractMethod):
             jnp.all(jnp.isfinite(leaf))
             for leaf in jax.tree.leaves((sites, states.potential_energy))
         ]
+        window = slice(self.num_warmup, self.length)
+        sites = model.mcmc_aligned(data, sites, records.lp[:, window])
         approximation = ChainApproximation(sites)
         diagnosed = approximation.hyper_parameters(model, data)
         return Fit(

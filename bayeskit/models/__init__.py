@@ -5,6 +5,12 @@ from bayeskit.models.functional_tucker import (
     FunctionalTuckerPosterior,
     Mode,
 )
+from bayeskit.models.gaussian_mixture import (
+    GaussianMixture,
+    GaussianMixturePosterior,
+    MixturePrediction,
+    NormalInverseWishart,
+)
 from bayeskit.models.kronecker_sbl import KroneckerSBL, KroneckerSBLPosterior
 from bayeskit.models.priors import ScaledByData
 from bayeskit.models.spectral_pde import SpectralMixture, SpectralPDE, SpectralPDEPosterior
@@ -12,9 +18,13 @@ from bayeskit.models.spectral_pde import SpectralMixture, SpectralPDE, SpectralP
 __all__ = [
     "FunctionalTucker",
     "FunctionalTuckerPosterior",
+    "GaussianMixture",
+    "GaussianMixturePosterior",
     "KroneckerSBL",
     "KroneckerSBLPosterior",
+    "MixturePrediction",
     "Mode",
+    "NormalInverseWishart",
     "ScaledByData",
     "SpectralMixture",
     "SpectralPDE",

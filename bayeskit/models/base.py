@@ -262,6 +262,13 @@ class SupportsMCMC(AbstractModel):
     def mcmc_init(self, data, key, initial):
         """Start values by NumPyro site, in the constrained space, different for each key."""
 
+    def mcmc_aligned(self, data, sites, density):
+        """Draws (chain, draw, …) by site with what is exchangeable in the same order in all.
+
+        ``density`` (chain, draw) is their log density. As they are, where nothing is exchangeable.
+        """
+        return sites
+
     @abc.abstractmethod
     def mcmc_conditional(self, data, sites) -> AbstractApproximation:
         """Exact posterior of what was integrated out, given one draw of the NumPyro sites."""

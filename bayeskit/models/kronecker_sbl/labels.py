@@ -1,30 +1,12 @@
 """Names and coordinates of dimensions: what users give must be distinct and must agree."""
 
 import numpy as np
-import xarray as xr
 
 from bayeskit.results import Labels
+from bayeskit.validation import coordinates_along, dimension_name
 
 # Of the result tree's own dimensions and variables.
 _RESERVED = {"batch", "chain", "coefficients", "draw", "iteration", "noise_variance", "part", "y"}
-
-
-def _named(array, axis, fallback) -> str:
-    """Name of a dimension: the user's, unless there is none or it is the one xarray makes up."""
-    if not isinstance(array, xr.DataArray):
-        return fallback
-    name = array.dims[axis]
-    if not isinstance(name, str):
-        raise TypeError(f"names of dimensions must be strings, got {name!r}")
-    made_up = name == f"dim_{axis % array.ndim}" and name not in array.coords
-    return fallback if made_up else name
-
-
-def _coordinates(array, axis):
-    """Coordinates along a dimension, ``None`` where there are none."""
-    if not isinstance(array, xr.DataArray) or array.dims[axis] not in array.coords:
-        return None
-    return array.coords[array.dims[axis]].values
 
 
 def _require_equal(name, one, first, other, second):
@@ -66,31 +48,33 @@ def make_labels(data, dictionaries, layout, batch) -> Labels:
         dimension that they share.
     """
     axes = len(dictionaries)
-    atoms = tuple(_named(d, 1, f"atoms_{i}") for i, d in enumerate(dictionaries))
-    lead = tuple(_named(data, axis, "snapshot") for axis in [int(batch)] if layout.snapshots)
+    atoms = tuple(dimension_name(d, 1, f"atoms_{i}") for i, d in enumerate(dictionaries))
+    lead = tuple(
+        dimension_name(data, axis, "snapshot") for axis in [int(batch)] if layout.snapshots
+    )
     rows = tuple(
-        _named(data, i - axes, _named(d, 0, f"measurements_{i}"))
+        dimension_name(data, i - axes, dimension_name(d, 0, f"measurements_{i}"))
         for i, d in enumerate(dictionaries)
     )
     places = [(name, "data") for name in (*lead, *rows)]
     places += [(name, f"dictionaries[{i}]") for i, name in enumerate(atoms)]
     coords = {}
     if batch:
-        coords["batch"] = _coordinates(data, 0)
+        coords["batch"] = coordinates_along(data, 0)
     for name in lead:
-        coords[name] = _coordinates(data, int(batch))
+        coords[name] = coordinates_along(data, int(batch))
     for i, (row, atom, dictionary) in enumerate(zip(rows, atoms, dictionaries, strict=True)):
         name = f"dictionaries[{i}]"
-        own = _named(dictionary, 0, row)
+        own = dimension_name(dictionary, 0, row)
         if own != row:
             raise ValueError(
                 f"data has the dimension {row!r} where {name} has {own!r}; the data's dimensions "
                 "are those of the dictionaries' rows, in their order"
             )
-        of_data, of_rows = _coordinates(data, i - axes), _coordinates(dictionary, 0)
+        of_data, of_rows = coordinates_along(data, i - axes), coordinates_along(dictionary, 0)
         _require_equal(row, "data", of_data, name, of_rows)
         coords[row] = of_rows if of_data is None else of_data
-        coords[atom] = _coordinates(dictionary, 1)
+        coords[atom] = coordinates_along(dictionary, 1)
     _require_distinct(places)
     dims = {"coefficients": (*lead, *atoms), "noise_variance": (), "y": (*lead, *rows)}
     for g, group in enumerate(layout.groups):
@@ -102,10 +86,10 @@ def prediction_labels(inputs, layout, labels):
     """Names and coordinates of the dimensions of predictions at new dictionaries."""
     lead = labels.dims["y"][:1] if layout.snapshots else ()
     atoms = labels.dims["coefficients"][len(lead) :]
-    rows = tuple(_named(d, 0, f"prediction_{i}") for i, d in enumerate(inputs))
+    rows = tuple(dimension_name(d, 0, f"prediction_{i}") for i, d in enumerate(inputs))
     coords = {name: labels.coords[name] for name in lead if name in labels.coords}
     for i, (row, atom, new) in enumerate(zip(rows, atoms, inputs, strict=True)):
-        own = _named(new, 1, atom)
+        own = dimension_name(new, 1, atom)
         if own != atom and not atom.startswith("atoms_"):
             raise ValueError(
                 f"inputs[{i}] has the dimension {own!r} where the dictionary has {atom!r}"
@@ -113,11 +97,11 @@ def prediction_labels(inputs, layout, labels):
         _require_equal(
             atom,
             f"inputs[{i}]",
-            _coordinates(new, 1),
+            coordinates_along(new, 1),
             f"dictionaries[{i}]",
             labels.coords.get(atom),
         )
-        if _coordinates(new, 0) is not None:
-            coords[row] = _coordinates(new, 0)
+        if coordinates_along(new, 0) is not None:
+            coords[row] = coordinates_along(new, 0)
     _require_distinct([(name, "inputs") for name in (*lead, *rows)])
     return (*lead, *rows), coords

@@ -1,0 +1,260 @@
+"""From tables to what the computations use: checks, units, blocks of rows."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from bayeskit.errors import ConditioningWarning
+from bayeskit.models.gaussian_mixture.prior import block_prior, flat_prior
+from bayeskit.precision import gathered
+from bayeskit.results import Labels
+from bayeskit.validation import coordinates_along, dimension_name, is_numeric, values_of
+
+_BLOCK_NUMBERS = 2**20
+_OBSERVED = "x"
+
+
+class Rows(eqx.Module):
+    """Standardised rows in blocks of equal size.
+
+    Attributes
+    ----------
+    values : array (blocks, size, d)
+        Zero where missing.
+    observed : array (blocks, size, d) or None
+        Zero where a value is missing, one elsewhere; ``None`` where none is.
+    weights : array (blocks, size)
+        Zero for rows that fill the last block up, one elsewhere.
+    """
+
+    values: Any
+    observed: Any
+    weights: Any
+
+
+class Table(eqx.Module):
+    """One data set.
+
+    Attributes
+    ----------
+    rows : Rows
+    center, unit : arrays (d,)
+        Subtracted from the features, and what they were divided by.
+    log_unit : scalar
+        Sum of the logarithms of ``unit`` over all observed values.
+    prior : BlockPrior
+        Of the standardised features.
+    count : int
+    proper : bool
+        Whether the prior is a distribution.
+    """
+
+    rows: Rows
+    center: Any
+    unit: Any
+    log_unit: Any
+    prior: Any
+    count: int = eqx.field(static=True)
+    proper: bool = eqx.field(static=True)
+
+    def flat(self, values):
+        """Values (blocks, size, …) of rows without those that fill up, (n, …)."""
+        return values.reshape(-1, *values.shape[2:])[: self.count]
+
+
+def array_of(name, data, axes=2):
+    """Numbers of any accepted form of data, NaN where one is missing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what came and what was expected.
+    """
+    if isinstance(data, pd.DataFrame):
+        wrong = [
+            column
+            for column, kind in data.dtypes.items()
+            if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)
+        ]
+        if wrong:
+            raise TypeError(f"{name} has columns that are no numbers: {wrong}; drop them")
+        data = data.to_numpy(dtype=float, na_value=np.nan)
+    if isinstance(data, np.ma.MaskedArray):
+        data = np.ma.filled(np.ma.asarray(data, dtype=float), np.nan)
+    values = np.asarray(gathered(values_of(name, data)))
+    if not is_numeric(values) or values.dtype.kind == "c":
+        raise TypeError(f"{name} must be real numbers, got {values.dtype}")
+    expected = "(n, d)" if axes == 2 else "(batch, n, d)"
+    if values.ndim != axes or values.size == 0:
+        raise ValueError(f"{name} must have the shape {expected}, got {values.shape}")
+    single = values.dtype.itemsize <= 4 and values.dtype.kind == "f"
+    values = values.astype(np.float32 if single else np.float64)
+    infinite = np.argwhere(np.isinf(values))
+    if infinite.size:
+        raise ValueError(
+            f"{name} has {len(infinite)} infinite values, the first at index "
+            f"{tuple(int(i) for i in infinite[0])}; finite numbers are expected, or NaN where a "
+            "value is missing"
+        )
+    return values
+
+
+def prepare(model, data, batch):
+    """Tables, labels and groups of one data set, or of several stacked on axis 0."""
+    values = array_of("data", data, 3 if batch else 2)
+    items = values if batch else values[None]
+    count, features = items.shape[1:]
+    if count < model.num_components:
+        raise ValueError(
+            f"data has {count} rows; num_components={model.num_components} components need at "
+            "least as many"
+        )
+    unusable = np.asarray(np.isnan(items).all(axis=(1, 2)))
+    if not batch and unusable[0]:
+        raise ValueError("data is NaN everywhere: at least one value is expected")
+    given = model.prior
+    if not isinstance(given, (str, type(None))) and given.location.size != features:
+        raise ValueError(f"prior is of {given.location.size} features, data has {features} columns")
+    if not batch:
+        _check_columns(data, items[0])
+    # A data set of nothing but NaN is no set of missing values: it stays NaN.
+    missing = bool(np.isnan(items[~unusable]).any())
+    made = [_table(model, item, missing) for item in items]
+    table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
+    return table, _labels(model, data, values, batch), _groups(data, values, batch)
+
+
+def _check_columns(data, values):
+    observed = ~np.isnan(values)
+    names = list(data.columns) if isinstance(data, pd.DataFrame) else list(range(values.shape[1]))
+    empty = [names[j] for j in np.flatnonzero(~observed.any(axis=0))]
+    if empty:
+        raise ValueError(f"data has columns without any value: {empty}; leave them out")
+    with np.errstate(all="ignore"):
+        constant = np.flatnonzero(np.nanmin(values, axis=0) == np.nanmax(values, axis=0))
+    if constant.size:
+        warnings.warn(
+            f"data has constant columns, {[names[j] for j in constant]}: they tell nothing of the "
+            "components",
+            ConditioningWarning,
+            stacklevel=5,
+        )
+
+
+def blocked(blocks, values, observed, dtype):
+    """Rows (n, d) in blocks that a step can hold in memory."""
+    count, features = values.shape
+    numbers = blocks.components * features
+    if observed is not None and blocks.dense:
+        numbers *= 2 * features
+    size = int(min(count, max(64, _BLOCK_NUMBERS // numbers)))
+    number = -(-count // size)
+    size = -(-count // number)
+    fill = number * size - count
+
+    def cut(array):
+        padded = np.pad(array, ((0, fill), *((0, 0),) * (array.ndim - 1)))
+        return jnp.asarray(padded.reshape(number, size, *array.shape[1:]), dtype)
+
+    seen = None if observed is None else cut(observed)
+    return Rows(cut(values), seen, cut(np.ones(count)))
+
+
+def _table(model, values, missing):
+    dtype = values.dtype
+    blocks = model.blocks(values.shape[1])
+    observed = ~np.isnan(values)
+    whole = values.astype(np.float64)
+    if observed.any():
+        safe = np.where(observed, whole, 0.0)
+        counts = np.maximum(observed.sum(axis=0), 1)
+        # Twice, so that the mean of numbers far from zero has no rounding error.
+        center = safe.sum(axis=0) / counts
+        center = center + np.where(observed, whole - center, 0.0).sum(axis=0) / counts
+        squares = np.where(observed, whole - center, 0.0) ** 2
+        unit = np.sqrt(squares.sum(axis=0) / counts)
+        if blocks.structure == "spherical":
+            unit = np.full_like(unit, np.sqrt(squares.sum() / max(observed.sum(), 1)))
+        alone = unit <= 1e-12 * np.abs(center)
+        unit = np.where(alone, np.where(center == 0, 1.0, np.abs(center)), unit)
+    else:
+        center, unit = np.zeros(values.shape[1]), np.ones(values.shape[1])
+    standard = (whole - center) / unit
+    if missing:
+        standard = np.where(observed, standard, 0.0)
+    rows = blocked(blocks, standard, observed.astype(float) if missing else None, dtype)
+    proper, prior = model.prior is not None, flat_prior(blocks, dtype)
+    table = Table(
+        rows,
+        jnp.asarray(center, dtype),
+        jnp.asarray(unit, dtype),
+        jnp.asarray(np.sum(observed * np.log(unit)), dtype),
+        prior,
+        len(values),
+        proper,
+    )
+    return eqx.tree_at(lambda t: t.prior, table, _prior(model, blocks, table, center, unit, dtype))
+
+
+def _prior(model, blocks, table, center, unit, dtype):
+    from bayeskit.models.gaussian_mixture.empirical import empirical_prior
+
+    if model.prior is None:
+        return table.prior
+    if isinstance(model.prior, str):
+        return empirical_prior(blocks, table)
+    given = model.prior
+    location = (given.location - center) / unit
+    scale = given.scale / np.outer(unit, unit)
+    parts = (location, given.location_strength, scale, given.degrees_of_freedom)
+    return block_prior(blocks, *(jnp.asarray(part, dtype) for part in parts))
+
+
+def _names_of(data, batch):
+    if isinstance(data, pd.DataFrame):
+        index = None if isinstance(data.index, pd.RangeIndex) else np.asarray(data.index)
+        return "observation", "feature", index, np.asarray(data.columns.astype(str))
+    lead = int(batch)
+    names = [dimension_name(data, lead, "observation"), dimension_name(data, lead + 1, "feature")]
+    return (*names, coordinates_along(data, lead), coordinates_along(data, lead + 1))
+
+
+def _labels(model, data, values, batch):
+    row, feature, rows, features = _names_of(data, batch)
+    other = f"{feature}_other"
+    reserved = {"batch", "chain", "draw", "iteration", "part", "component"}
+    if row == feature or {row, feature, other} & reserved:
+        raise ValueError(
+            f"data has the dimensions {(row, feature)}; they need names of their own, other than "
+            f"{sorted(reserved)}"
+        )
+    covariances = {
+        "full": ("component", feature, other),
+        "tied": (feature, other),
+        "diagonal": ("component", feature),
+        "spherical": ("component",),
+    }[model.covariance]
+    dims = {
+        "weights": ("component",),
+        "locations": ("component", feature),
+        "covariances": covariances,
+        _OBSERVED: (row, feature),
+    }
+    coords = {"component": np.arange(model.num_components)}
+    features = np.arange(values.shape[-1]) if features is None else features
+    known = {row: rows, feature: features, other: features}
+    if batch:
+        known["batch"] = coordinates_along(data, 0)
+    coords |= {name: values for name, values in known.items() if values is not None}
+    return Labels(dims, coords, _OBSERVED)
+
+
+def _groups(data, values, batch):
+    row, feature, _, _ = _names_of(data, batch)
+    dims = ("batch",) * bool(batch) + (row, feature)
+    return {"observed_data": {_OBSERVED: (dims, values)}, "constant_data": {}}

@@ -1,0 +1,130 @@
+r"""The prior that the data choose: location, scale and strength by evidence.
+
+Given responsibilities, the evidence of the rows under a prior is a product of ratios of Wishart
+normalisers, in closed form. Sweeps of variational messages alternate with the choice of the prior
+that maximises it, over
+
+- the prior location, the mean of the components' means;
+- its strength, in closed form, at most one row: it says how far components lie apart;
+- the shape of the prior covariance, from the pooled covariance within components to its diagonal;
+- its size;
+- its degrees of freedom, as many rows more than the least for which the prior covariance has a
+  mean: how much alike the components' covariances are. What the prior knows comes from the other
+  components, so it is never worth more rows than those have: one component alone gets one.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayeskit.linalg import safe
+from bayeskit.models.base import best_of
+from bayeskit.models.gaussian_mixture import blocks as wishart
+from bayeskit.models.gaussian_mixture import conjugate, starts
+from bayeskit.models.gaussian_mixture.prior import BlockPrior
+
+_SHRINKAGE = (0.0, 0.1, 0.3, 0.6, 1.0)
+_SIZES = (0.35, 0.6, 1.0, 1.6)
+_STRENGTHS = 8
+_FLOOR = 1e-6  # of the features' variance, which duplicates and constants have less of
+_WEIGHTS = 1.0
+
+
+@eqx.filter_jit
+def empirical_prior(blocks, table):
+    """The prior with the best bound after sweeps from several starts."""
+    small = starts.sketch(table)
+    dtype = small.rows.values.dtype
+
+    def sweep(state):
+        statistics, location, earlier = state
+        prior = chosen(blocks, statistics, location, earlier, small.count)
+        active = jnp.ones(blocks.components, bool)
+        return prior, conjugate.renew(blocks, prior, _WEIGHTS, statistics, location, active)
+
+    def trial(key):
+        share = starts.seeded_labels(small.rows.values[0], blocks.components, key)
+        first, zeros = starts.statistics_of(blocks, small, share)
+        origin = (jnp.zeros(blocks.features, dtype), jnp.full((), 0.1, dtype))
+        state = sweep((first, zeros, origin))
+
+        def again(_, state):
+            prior, components = state
+            gaussians = conjugate.message_gaussians(blocks, components)
+            found = conjugate.statistics(blocks, small.rows, gaussians)
+            earlier = moved(blocks, prior, components)
+            return sweep((found, components.location, earlier))
+
+        prior, components = jax.lax.fori_loop(0, starts.SWEEPS, again, state)
+        return prior, starts.bound_of(blocks, small, prior, _WEIGHTS, components)
+
+    keys = jax.random.split(jax.random.key(0), starts.SEEDS)
+    candidates, bounds = jax.lax.map(trial, keys)
+    return best_of(candidates, bounds)[0]
+
+
+def moved(blocks, prior, components):
+    """Location of the prior, and its strength, that maximise the bound given the components."""
+    location = jnp.mean(components.location, axis=0)
+    covariance = blocks.spread(components.scale / components.freedom[..., None, None])
+    distances = conjugate.measure(blocks, location[None], None, components.location, covariance)
+    uncertain = blocks.features * jnp.sum(1.0 / components.strength)
+    numbers = blocks.components * blocks.features
+    strength = numbers / (jnp.sum(distances.squares) + uncertain)
+    return location, jnp.minimum(strength, 1.0).astype(location.dtype)
+
+
+def chosen(blocks, statistics, location, earlier, count):
+    """The prior of covariances with most evidence given responsibilities, on a grid."""
+    prior_location, strength = earlier
+    dtype = location.dtype
+    pooled = jnp.sum(conjugate.within(statistics), axis=0) / count
+    nothing = jnp.zeros((1, 1, blocks.size, blocks.size), dtype)
+    flat = BlockPrior(prior_location, strength, jnp.zeros((), dtype), nothing)
+    active = jnp.ones(blocks.components, bool)
+    own = conjugate.renew(blocks, flat, _WEIGHTS, statistics, location, active)
+
+    most = max(1.0, blocks.repeats * count * (1.0 - 1.0 / blocks.groups))
+    extra = jnp.asarray(np.geomspace(1.0, most, _STRENGTHS), dtype)[:, None, None, None]
+    sizes = jnp.asarray(_SIZES, dtype)[:, None, None]
+    freedom = blocks.size + 1 + extra
+    factor = extra * sizes
+
+    def score(share):
+        target = _target(blocks, pooled, share)
+        values, target_logdet = _relative(own.scale, target)
+        logdet = jnp.sum(jnp.log(factor[..., None] + values), axis=-1) + target_logdet
+        first = blocks.size * jnp.log(factor) + target_logdet
+        gain = wishart.log_normaliser(freedom + own.freedom, logdet, blocks.size)
+        gain = gain - wishart.log_normaliser(freedom, first, blocks.size)
+        return jnp.sum(gain, axis=(-2, -1))
+
+    shares = jnp.asarray(_SHRINKAGE if blocks.dense else (0.0,), dtype)
+    scores = jnp.stack([score(share) for share in shares])
+    best = jnp.unravel_index(jnp.argmax(scores), scores.shape)
+    scale = factor[best[1], best[2], 0, 0] * _target(blocks, pooled, shares[best[0]])
+    return BlockPrior(prior_location, strength, freedom[best[1], 0, 0, 0], scale)
+
+
+def _target(blocks, pooled, share):
+    """Prior covariance in blocks, that of the whole mixture's for each component."""
+    floor = jnp.asarray(_FLOOR, pooled.dtype)
+    if blocks.dense:
+        diagonal = jnp.diag(jnp.diagonal(pooled))
+        floored = (1.0 - share) * pooled + share * diagonal + floor * jnp.eye(blocks.features)
+        return floored[None, None].astype(pooled.dtype)
+    if blocks.structure == "spherical":
+        pooled = jnp.mean(pooled, keepdims=True)
+    return (pooled + floor)[None, :, None, None]
+
+
+def _relative(matrices, target):
+    """Eigenvalues of blocks (…, p, p) relative to a target, and its log-determinant."""
+    if target.shape[-1] == 1:
+        return (matrices / target)[..., 0], wishart.logdet(target)
+    lower = jnp.broadcast_to(safe.cholesky(target), matrices.shape)
+    half = safe.solve_triangular(lower, matrices)
+    white = safe.solve_triangular(lower, jnp.swapaxes(half, -1, -2))
+    values = safe.eigvalsh(0.5 * (white + jnp.swapaxes(white, -1, -2)))
+    return jnp.maximum(values, 0.0), wishart.logdet(target)

@@ -1,0 +1,110 @@
+"""Where iterations start: k-means from several seeds, some sweeps of messages, the best bound."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayeskit.models.base import best_of
+from bayeskit.models.gaussian_mixture import conjugate
+from bayeskit.models.gaussian_mixture.data import Rows
+
+SEEDS = 8
+ROWS = 2048
+_LLOYD = 10
+SWEEPS = 30
+
+
+def sketch(table, most=ROWS):
+    """Some rows, evenly spaced, as a table of one block."""
+    count = min(table.count, most)
+    index = np.unique(np.linspace(0, table.count - 1, count).astype(int))
+
+    def pick(values):
+        return table.flat(values)[index][None]
+
+    rows = table.rows
+    seen = None if rows.observed is None else pick(rows.observed)
+    picked = Rows(pick(rows.values), seen, pick(rows.weights))
+    return dataclasses.replace(table, rows=picked, count=len(index))
+
+
+def seeded_labels(values, components, key):
+    """Hard memberships (n, K) by k-means, its seeds drawn in proportion to squared distances."""
+
+    def distances(centers):
+        return jnp.sum((values[:, None] - centers) ** 2, axis=-1)
+
+    first, *rest = jax.random.split(key, components)
+    index = jax.random.randint(first, (), 0, values.shape[0])
+    centers = jnp.broadcast_to(values[index], (components, values.shape[1]))
+    for k, each in enumerate(rest, start=1):
+        nearest = jnp.min(distances(centers), axis=1)
+        index = jax.random.categorical(each, conjugate.log_or_never(nearest))
+        centers = centers.at[k:].set(values[index])
+
+    def lloyd(_, centers):
+        member = _nearest(distances(centers), components, values.dtype)
+        counts = jnp.sum(member, axis=0)[:, None]
+        means = member.T @ values / jnp.maximum(counts, 1.0)
+        return jnp.where(counts > 0, means, centers)
+
+    centers = jax.lax.fori_loop(0, _LLOYD, lloyd, centers)
+    return _nearest(distances(centers), components, values.dtype)
+
+
+def _nearest(distances, components, dtype):
+    return jax.nn.one_hot(jnp.argmin(distances, axis=1), components, dtype=dtype)
+
+
+def statistics_of(blocks, table, share):
+    """Statistics about zero of all rows (in one block) with memberships (n, K)."""
+    rows = jax.tree.map(lambda leaf: leaf[0], table.rows)
+    zeros = jnp.zeros((blocks.components, blocks.features), rows.values.dtype)
+    shape = (blocks.groups, blocks.features, blocks.features)[: 3 if blocks.dense else 2]
+    unit = jnp.broadcast_to(jnp.eye(blocks.features, dtype=zeros.dtype), shape)
+    unit = unit if blocks.dense else jnp.ones(shape, zeros.dtype)
+    distances = conjugate.measure(blocks, rows.values, rows.observed, zeros, unit)
+    sums = conjugate.sums_of(blocks, distances, share)
+    return conjugate.Statistics(jnp.zeros((), zeros.dtype), *sums), zeros
+
+
+def settled(blocks, table, key, sweep):
+    """Components after sweeps from one seed; ``sweep(statistics, location)`` gives new ones."""
+    share = seeded_labels(table.rows.values[0], blocks.components, key)
+    components = sweep(*statistics_of(blocks, table, share))
+
+    def again(_, components):
+        gaussians = conjugate.message_gaussians(blocks, components)
+        found = conjugate.statistics(blocks, table.rows, gaussians)
+        return sweep(found, components.location)
+
+    return jax.lax.fori_loop(0, SWEEPS, again, components)
+
+
+def bound_of(blocks, table, prior, concentration, components):
+    """Evidence bound in the user's units."""
+    gaussians = conjugate.message_gaussians(blocks, components)
+    evidence = conjugate.statistics(blocks, table.rows, gaussians).evidence
+    divergence = conjugate.divergence(blocks, prior, concentration, components)
+    return evidence - table.log_unit - divergence
+
+
+def searched(blocks, table, concentration, key):
+    """The best of several starts by the bound (by the likelihood, where the prior is flat)."""
+    small = sketch(table)
+
+    def renew(statistics, location):
+        active = jnp.ones(blocks.components, bool)
+        return conjugate.renew(blocks, table.prior, concentration, statistics, location, active)
+
+    def trial(key):
+        components = settled(blocks, small, key, renew)
+        if table.proper:
+            return components, bound_of(blocks, small, table.prior, concentration, components)
+        gaussians = conjugate.mode_gaussians(blocks, components)
+        return components, conjugate.statistics(blocks, small.rows, gaussians).evidence
+
+    candidates, objectives = jax.lax.map(trial, jax.random.split(key, SEEDS))
+    return best_of(candidates, objectives)[0]
