@@ -1,70 +1,23 @@
 """From tables to what the computations use: checks, units, blocks of rows."""
 
+import dataclasses
 import warnings
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from bayeskit.errors import ConditioningWarning
+from bayeskit.models.gaussian_mixture.empirical import empirical_prior
 from bayeskit.models.gaussian_mixture.prior import block_prior, flat_prior
+from bayeskit.models.gaussian_mixture.table import Rows, Table
 from bayeskit.precision import gathered
 from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along, dimension_name, is_numeric, values_of
 
 _BLOCK_NUMBERS = 2**20
 _OBSERVED = "x"
-
-
-class Rows(eqx.Module):
-    """Standardised rows in blocks of equal size.
-
-    Attributes
-    ----------
-    values : array (blocks, size, d)
-        Zero where missing.
-    observed : array (blocks, size, d) or None
-        Zero where a value is missing, one elsewhere; ``None`` where none is.
-    weights : array (blocks, size)
-        Zero for rows that fill the last block up, one elsewhere.
-    """
-
-    values: Any
-    observed: Any
-    weights: Any
-
-
-class Table(eqx.Module):
-    """One data set.
-
-    Attributes
-    ----------
-    rows : Rows
-    center, unit : arrays (d,)
-        Subtracted from the features, and what they were divided by.
-    log_unit : scalar
-        Sum of the logarithms of ``unit`` over all observed values.
-    prior : BlockPrior
-        Of the standardised features.
-    count : int
-    proper : bool
-        Whether the prior is a distribution.
-    """
-
-    rows: Rows
-    center: Any
-    unit: Any
-    log_unit: Any
-    prior: Any
-    count: int = eqx.field(static=True)
-    proper: bool = eqx.field(static=True)
-
-    def flat(self, values):
-        """Values (blocks, size, …) of rows without those that fill up, (n, …)."""
-        return values.reshape(-1, *values.shape[2:])[: self.count]
 
 
 def array_of(name, data, axes=2):
@@ -195,20 +148,19 @@ def _table(model, values, missing):
         jnp.asarray(unit, dtype),
         jnp.asarray(np.sum(observed * np.log(unit)), dtype),
         prior,
+        None,
         len(values),
         proper,
     )
-    return eqx.tree_at(lambda t: t.prior, table, _prior(model, blocks, table, center, unit, dtype))
-
-
-def _prior(model, blocks, table, center, unit, dtype):
-    from bayeskit.models.gaussian_mixture.empirical import empirical_prior
-
-    if model.prior is None:
-        return table.prior
     if isinstance(model.prior, str):
-        return empirical_prior(blocks, table)
-    given = model.prior
+        found = empirical_prior(blocks, table, jnp.asarray(model.weights_concentration, dtype))
+        return dataclasses.replace(table, prior=found.prior, start=found.components)
+    if proper:
+        prior = _stated_prior(model.prior, blocks, center, unit, dtype)
+    return dataclasses.replace(table, prior=prior)
+
+
+def _stated_prior(given, blocks, center, unit, dtype):
     location = (given.location - center) / unit
     scale = given.scale / np.outer(unit, unit)
     parts = (location, given.location_strength, scale, given.degrees_of_freedom)

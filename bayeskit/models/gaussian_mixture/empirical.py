@@ -13,13 +13,14 @@ that maximises it, over
   components, so it is never worth more rows than those have: one component alone gets one.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.linalg import safe
-from bayeskit.models.base import best_of
 from bayeskit.models.gaussian_mixture import blocks as wishart
 from bayeskit.models.gaussian_mixture import conjugate, starts
 from bayeskit.models.gaussian_mixture.prior import BlockPrior
@@ -28,43 +29,27 @@ _SHRINKAGE = (0.0, 0.1, 0.3, 0.6, 1.0)
 _SIZES = (0.35, 0.6, 1.0, 1.6)
 _STRENGTHS = 8
 _FLOOR = 1e-6  # of the features' variance, which duplicates and constants have less of
-_WEIGHTS = 1.0
 
 
 @eqx.filter_jit
-def empirical_prior(blocks, table):
-    """The prior with the best bound after sweeps from several starts."""
+def empirical_prior(blocks, table, concentration):
+    """The prior with the best bound after sweeps from several starts, and components under it."""
     small = starts.sketch(table)
     dtype = small.rows.values.dtype
+    origin = (jnp.zeros(blocks.features, dtype), jnp.full((), 0.1, dtype))
 
-    def sweep(state):
-        statistics, location, earlier = state
+    def renewed(guess, statistics, location):
+        earlier = origin if guess is None else moved(blocks, guess.components)
         prior = chosen(blocks, statistics, location, earlier, small.count)
         active = jnp.ones(blocks.components, bool)
-        return prior, conjugate.renew(blocks, prior, _WEIGHTS, statistics, location, active)
+        parts = (prior, concentration, statistics, location, active)
+        return starts.Guess(prior, conjugate.renew(blocks, *parts))
 
-    def trial(key):
-        share = starts.seeded_labels(small.rows.values[0], blocks.components, key)
-        first, zeros = starts.statistics_of(blocks, small, share)
-        origin = (jnp.zeros(blocks.features, dtype), jnp.full((), 0.1, dtype))
-        state = sweep((first, zeros, origin))
-
-        def again(_, state):
-            prior, components = state
-            gaussians = conjugate.message_gaussians(blocks, components)
-            found = conjugate.statistics(blocks, small.rows, gaussians)
-            earlier = moved(blocks, prior, components)
-            return sweep((found, components.location, earlier))
-
-        prior, components = jax.lax.fori_loop(0, starts.SWEEPS, again, state)
-        return prior, starts.bound_of(blocks, small, prior, _WEIGHTS, components)
-
-    keys = jax.random.split(jax.random.key(0), starts.SEEDS)
-    candidates, bounds = jax.lax.map(trial, keys)
-    return best_of(candidates, bounds)[0]
+    proper = dataclasses.replace(small, proper=True)
+    return starts.tournament(blocks, proper, concentration, jax.random.key(0), renewed)
 
 
-def moved(blocks, prior, components):
+def moved(blocks, components):
     """Location of the prior, and its strength, that maximise the bound given the components."""
     location = jnp.mean(components.location, axis=0)
     covariance = blocks.spread(components.scale / components.freedom[..., None, None])
@@ -83,7 +68,7 @@ def chosen(blocks, statistics, location, earlier, count):
     nothing = jnp.zeros((1, 1, blocks.size, blocks.size), dtype)
     flat = BlockPrior(prior_location, strength, jnp.zeros((), dtype), nothing)
     active = jnp.ones(blocks.components, bool)
-    own = conjugate.renew(blocks, flat, _WEIGHTS, statistics, location, active)
+    own = conjugate.renew(blocks, flat, 1.0, statistics, location, active)
 
     most = max(1.0, blocks.repeats * count * (1.0 - 1.0 / blocks.groups))
     extra = jnp.asarray(np.geomspace(1.0, most, _STRENGTHS), dtype)[:, None, None, None]

@@ -268,8 +268,13 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC):
         blocks = self.blocks(data.unit.size)
         concentration = self.weights_concentration
         if initial is None:
-            found = starts.searched(blocks, data, concentration, key_of_lane(key, lane))
-            return in_order(found)
+
+            def search():
+                return starts.searched(blocks, data, concentration, key_of_lane(key, lane))
+
+            if data.start is None:
+                return in_order(search())
+            return in_order(jax.lax.cond(lane == 0, lambda: data.start, search))
         weights, location, covariance = sampling.sites_in_blocks(self, data, initial)
         gaussians = conjugate.Gaussians(
             conjugate.log_or_never(weights), location, blocks.spread(covariance)

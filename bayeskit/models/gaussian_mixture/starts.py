@@ -1,6 +1,7 @@
 """Where iterations start: k-means from several seeds, some sweeps of messages, the best bound."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 
 from bayeskit.models.base import best_of
 from bayeskit.models.gaussian_mixture import conjugate
-from bayeskit.models.gaussian_mixture.data import Rows
+from bayeskit.models.gaussian_mixture.table import Rows
 
-SEEDS = 8
+SEEDS = 32
+FINALISTS = 6
+FIRST_SWEEPS = 10
+SWEEPS = 30
 ROWS = 2048
 _LLOYD = 10
-SWEEPS = 30
 
 
 def sketch(table, most=ROWS):
@@ -70,17 +73,11 @@ def statistics_of(blocks, table, share):
     return conjugate.Statistics(jnp.zeros((), zeros.dtype), *sums), zeros
 
 
-def settled(blocks, table, key, sweep):
-    """Components after sweeps from one seed; ``sweep(statistics, location)`` gives new ones."""
-    share = seeded_labels(table.rows.values[0], blocks.components, key)
-    components = sweep(*statistics_of(blocks, table, share))
+class Guess(NamedTuple):
+    """Components, and the prior that they were computed under."""
 
-    def again(_, components):
-        gaussians = conjugate.message_gaussians(blocks, components)
-        found = conjugate.statistics(blocks, table.rows, gaussians)
-        return sweep(found, components.location)
-
-    return jax.lax.fori_loop(0, SWEEPS, again, components)
+    prior: Any
+    components: Any
 
 
 def bound_of(blocks, table, prior, concentration, components):
@@ -91,20 +88,50 @@ def bound_of(blocks, table, prior, concentration, components):
     return evidence - table.log_unit - divergence
 
 
-def searched(blocks, table, concentration, key):
-    """The best of several starts by the bound (by the likelihood, where the prior is flat)."""
-    small = sketch(table)
+def tournament(blocks, table, concentration, key, renewed):
+    """The best of many guesses by the bound (by the likelihood, where the prior is flat).
 
-    def renew(statistics, location):
-        active = jnp.ones(blocks.components, bool)
-        return conjugate.renew(blocks, table.prior, concentration, statistics, location, active)
+    All start from k-means and make some sweeps of messages; the best go on. ``renewed(earlier,
+    statistics, location)`` is the guess that follows from statistics, and from an earlier guess if
+    it is not ``None``.
+    """
 
-    def trial(key):
-        components = settled(blocks, small, key, renew)
+    def sweeps(guess, count):
+        def again(_, guess):
+            components = guess.components
+            gaussians = conjugate.message_gaussians(blocks, components)
+            found = conjugate.statistics(blocks, table.rows, gaussians)
+            return renewed(guess, found, components.location)
+
+        return jax.lax.fori_loop(0, count, again, guess)
+
+    def score(guess):
         if table.proper:
-            return components, bound_of(blocks, small, table.prior, concentration, components)
-        gaussians = conjugate.mode_gaussians(blocks, components)
-        return components, conjugate.statistics(blocks, small.rows, gaussians).evidence
+            return bound_of(blocks, table, guess.prior, concentration, guess.components)
+        gaussians = conjugate.mode_gaussians(blocks, guess.components)
+        return conjugate.statistics(blocks, table.rows, gaussians).evidence
 
-    candidates, objectives = jax.lax.map(trial, jax.random.split(key, SEEDS))
-    return best_of(candidates, objectives)[0]
+    def heat(key):
+        share = seeded_labels(table.rows.values[0], blocks.components, key)
+        guess = sweeps(renewed(None, *statistics_of(blocks, table, share)), FIRST_SWEEPS)
+        return guess, score(guess)
+
+    def final(guess):
+        guess = sweeps(guess, SWEEPS)
+        return guess, score(guess)
+
+    guesses, scores = jax.lax.map(heat, jax.random.split(key, SEEDS))
+    order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores))[:FINALISTS]
+    finalists = jax.tree.map(lambda leaf: leaf[order], guesses)
+    return best_of(*jax.lax.map(final, finalists))[0]
+
+
+def searched(blocks, table, concentration, key):
+    """Components of the best of many starts under the table's prior."""
+
+    def renewed(earlier, statistics, location):
+        active = jnp.ones(blocks.components, bool)
+        parts = (table.prior, concentration, statistics, location, active)
+        return Guess(table.prior, conjugate.renew(blocks, *parts))
+
+    return tournament(blocks, sketch(table), concentration, key, renewed).components
