@@ -307,8 +307,10 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC):
         """Of weights, locations and covariances at the mode."""
         blocks = self.blocks(data.unit.size)
         pair = [conjugate.mode_gaussians(blocks, each) for each in (new, old)]
-        pair = [each._replace(log_weights=jnp.exp(each.log_weights)) for each in pair]
-        return relative_change(*pair)
+        # Locations are about zero, where the unit of the features is what they are relative to.
+        return relative_change(
+            *((jnp.exp(g.log_weights), jnp.append(g.location, 1.0), g.covariance) for g in pair)
+        )
 
     def em_objective(self, data, parameters):
         """Log likelihood plus log prior density of log-odds, locations and precisions."""
