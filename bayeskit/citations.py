@@ -25,8 +25,22 @@ _MODELS = {
   booktitle = {International Conference on Learning Representations},
   year      = {2024},
 }""",
+    "GaussianMixture": """@article{fraley2007bayesian,
+  author  = {Fraley, Chris and Raftery, Adrian E.},
+  title   = {{B}ayesian Regularization for Normal Mixture Estimation and Model-Based Clustering},
+  journal = {Journal of Classification},
+  volume  = {24},
+  year    = {2007},
+}""",
 }
 _METHODS = {
+    "SemidefiniteProgram": """@inproceedings{zhuang2023likelihood,
+  author    = {Zhuang, Yubo and Chen, Xiaohui and Yang, Yun},
+  title     = {Likelihood Adjusted Semidefinite Programs for Clustering Heterogeneous Data},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023},
+  note      = {arXiv:2209.15097},
+}""",
     "MCMC": """@article{hoffman2014nuts,
   author  = {Hoffman, Matthew D. and Gelman, Andrew},
   title   = {The No-{U}-Turn Sampler: Adaptively Setting Path Lengths in {H}amiltonian {M}onte

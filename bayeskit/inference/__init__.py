@@ -2,5 +2,6 @@
 
 from bayeskit.inference.ascent import EM, MaximumAPosteriori, MessagePassing
 from bayeskit.inference.mcmc import MCMC
+from bayeskit.inference.semidefinite import SemidefiniteProgram
 
-__all__ = ["EM", "MCMC", "MaximumAPosteriori", "MessagePassing"]
+__all__ = ["EM", "MCMC", "MaximumAPosteriori", "MessagePassing", "SemidefiniteProgram"]

@@ -6,6 +6,7 @@ from bayeskit.models.functional_tucker import (
     Mode,
 )
 from bayeskit.models.gaussian_mixture import (
+    Certificate,
     GaussianMixture,
     GaussianMixturePosterior,
     MixturePrediction,
@@ -16,6 +17,7 @@ from bayeskit.models.priors import ScaledByData
 from bayeskit.models.spectral_pde import SpectralMixture, SpectralPDE, SpectralPDEPosterior
 
 __all__ = [
+    "Certificate",
     "FunctionalTucker",
     "FunctionalTuckerPosterior",
     "GaussianMixture",

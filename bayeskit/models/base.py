@@ -247,6 +247,34 @@ class SupportsMAP(AbstractModel):
         """A distribution around the mode, the log evidence or ``None``, and diagnostics."""
 
 
+class SupportsSDP(AbstractModel):
+    """Semidefinite relaxations of a clustering, one after the other."""
+
+    @abc.abstractmethod
+    def check_sdp(self, method) -> None:
+        """Raise where the model as stated has no such program."""
+
+    @abc.abstractmethod
+    def sdp_init(self, data, key, lane, initial, method):
+        """The clustering by the program that needs none to start from; as for ``em_init``.
+
+        One of ``initial`` is taken only if it is better. ``method`` has the settings of programs
+        and solver.
+        """
+
+    @abc.abstractmethod
+    def sdp_step(self, data, parameters, method):
+        """The next program: parameters, the best objective so far, and the share that changed."""
+
+    @abc.abstractmethod
+    def sdp_objective(self, data, parameters):
+        """Objective of the best clustering so far."""
+
+    @abc.abstractmethod
+    def sdp_finish(self, data, parameters, method):
+        """The posterior given the best clustering, the log evidence or ``None``, diagnostics."""
+
+
 class SupportsMCMC(AbstractModel):
     """Markov chain Monte Carlo through an ordinary NumPyro model."""
 

@@ -4,10 +4,12 @@ from bayeskit.models.gaussian_mixture.approximation import (
     GaussianMixturePosterior,
     MixturePrediction,
 )
+from bayeskit.models.gaussian_mixture.lifted import Certificate
 from bayeskit.models.gaussian_mixture.model import GaussianMixture
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart
 
 __all__ = [
+    "Certificate",
     "GaussianMixture",
     "GaussianMixturePosterior",
     "MixturePrediction",

@@ -10,6 +10,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from bayeskit.models.gaussian_mixture import conjugate, sampling
+from bayeskit.models.gaussian_mixture.lifted import Certificate
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
@@ -203,6 +204,12 @@ class Conjugate(_Mixture):
         rows = data.rows
         found = jax.lax.map(block, (rows.values, rows.observed, rows.weights))
         return tuple(data.flat(each) for each in found)
+
+
+class Certified(Conjugate):
+    """The same, found from a clustering by semidefinite programs."""
+
+    certificate: Certificate
 
 
 def _positive(degrees):
@@ -458,3 +465,19 @@ class GaussianMixturePosterior(Posterior):
             return None
         location, strength, scale, freedom = self.evaluate(prior_of)
         return NormalInverseWishart(location, float(strength), scale, float(freedom))
+
+    @property
+    def certificate(self) -> Certificate:
+        """What the clustering of ``SemidefiniteProgram`` misses of its program, at most.
+
+        Of the program with the covariances of the best clustering, before ``finish``.
+
+        Raises
+        ------
+        TypeError
+            For the posterior of another method, or of a batch.
+        """
+        self._one("certificate")
+        if not isinstance(self.approximation, Certified):
+            raise TypeError(f"only SemidefiniteProgram certifies, not {type(self.method).__name__}")
+        return Certificate(*(float(value) for value in self.approximation.certificate))

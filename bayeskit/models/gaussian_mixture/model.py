@@ -10,7 +10,7 @@ clustering", Journal of Classification, 2007; messages: C. Bishop, "Pattern reco
 learning", 2006, section 10.2.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,17 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from bayeskit.linalg import safe
 from bayeskit.models.base import (
     Prepared,
     SupportsEM,
     SupportsMCMC,
     SupportsMessages,
+    SupportsSDP,
     key_of_lane,
     relative_change,
 )
-from bayeskit.models.gaussian_mixture import conjugate, sampling, starts
+from bayeskit.models.gaussian_mixture import conjugate, lifted, sampling, starts
 from bayeskit.models.gaussian_mixture import data as tables
 from bayeskit.models.gaussian_mixture.approximation import (
+    Certified,
     Conjugate,
     GaussianMixturePosterior,
     KnownComponents,
@@ -39,11 +42,21 @@ from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart, block_p
 from bayeskit.results import PredictionTarget
 from bayeskit.validation import check_integer, check_positive
 
-_CHAIN_SWEEPS = 200
-_CHAIN_TOLERANCE = 1e-4
+_FINISHING_SWEEPS = 500
+_FINISHING_TOLERANCE = 1e-5
+_PROGRAM_ROWS = 1000
 
 
-class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC):
+class Programs(NamedTuple):
+    """Clusterings (n, K): the last one with its components, and the best one with its objective."""
+
+    share: Any
+    components: Any
+    best: Any
+    objective: Any
+
+
+class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     """Mixture of Gaussians with priors on weights, locations and covariances.
 
     Parameters
@@ -367,6 +380,111 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC):
             "do not support that many",
         )
 
+    # Semidefinite programs
+
+    def check_sdp(self, method):
+        """Priors are as for EM."""
+
+    def _program(self, data, components):
+        """Affinities of all rows under the components' covariances."""
+        blocks = self.blocks(data.unit.size)
+        rows = data.flat(data.rows.values)
+        covariance = conjugate.mode_gaussians(blocks, components).covariance
+        if blocks.dense:
+            lower = safe.cholesky(covariance)
+            columns = jnp.broadcast_to(rows.T, (len(lower), *rows.T.shape))
+            white = jnp.swapaxes(safe.solve_triangular(lower, columns), -1, -2)
+            logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)), axis=-1)
+        else:
+            white = rows / jnp.sqrt(covariance)[:, None]
+            logdet = jnp.sum(jnp.log(covariance), axis=-1)
+        # The classification likelihood has no weights: a component's is not its share of the rows.
+        found = lifted.affinities(0.0, logdet, white)
+        return jnp.broadcast_to(found, (blocks.components, *found.shape[1:]))
+
+    def _clustered(self, data, share):
+        """Components of a clustering, shares (n, K) of zeros and ones, and its objective."""
+        blocks = self.blocks(data.unit.size)
+        whole = starts.sketch(data, data.count)
+        statistics, location = starts.statistics_of(blocks, whole, share)
+        components = self._renew(data, statistics, location, jnp.ones(blocks.components, bool))
+        return components, self.em_objective(data, components)
+
+    def sdp_init(self, data, key, lane, initial, method):
+        """The program of k-means, rounded; a given clustering where it is better."""
+        if data.rows.observed is not None:
+            raise ValueError(
+                "SemidefiniteProgram takes complete rows, data has missing values: use EM, "
+                "MessagePassing or MCMC, or leave incomplete rows out"
+            )
+        if data.count > _PROGRAM_ROWS or data.count < 3:
+            raise ValueError(
+                f"SemidefiniteProgram takes 3 to {_PROGRAM_ROWS} rows, data has {data.count}: fit "
+                "some of them, and give the result to EM as initial"
+            )
+        count = self.num_components
+        rows = data.flat(data.rows.values)
+        affinity = lifted.affinities(0.0, jnp.zeros(1, rows.dtype), rows[None])
+        solver = method.solver_iterations, method.solver_tolerance
+        solution = lifted.solve(affinity, count, True, *solver)
+        share = lifted.spectral(solution.matrices[0], count, key_of_lane(key, lane))
+        components, objective = self._clustered(data, share)
+        if initial is not None:
+            blocks = self.blocks(data.unit.size)
+            start = self.start(data, key, lane, initial)
+            gaussians = conjugate.mode_gaussians(blocks, start)
+            distances = conjugate.measure(blocks, rows, None, *gaussians[1:])
+            weights = conjugate.log_gaussian(distances)
+            labels = lifted.filled(jnp.argmax(weights, axis=1), weights)
+            given = jax.nn.one_hot(labels, count, dtype=rows.dtype)
+            other, value = self._clustered(data, given)
+            share, components, objective = jax.tree.map(
+                lambda a, b: jnp.where(value > objective, a, b),
+                (given, other, value),
+                (share, components, objective),
+            )
+        return Programs(share, components, share, objective)
+
+    def sdp_step(self, data, parameters, method):
+        """The program with the covariances of the last clustering, solved and rounded."""
+        affinity = self._program(data, parameters.components)
+        joint = method.trace == "joint"
+        count = self.num_components
+        solution = lifted.solve(
+            affinity, count, joint, method.solver_iterations, method.solver_tolerance
+        )
+        share = lifted.rounded(affinity, solution, count, joint, jax.random.key(0))
+        components, objective = self._clustered(data, share)
+        changed = 1.0 - jnp.sum(share * parameters.share) / data.count
+        better = objective > parameters.objective
+        best = jnp.where(better, share, parameters.best)
+        new = Programs(share, components, best, jnp.maximum(objective, parameters.objective))
+        return new, parameters.objective, changed
+
+    def sdp_objective(self, data, parameters):
+        """As for EM, at the best clustering."""
+        return parameters.objective
+
+    def sdp_finish(self, data, parameters, method):
+        """The best clustering, its certificate, and what EM makes of it."""
+        components, _ = self._clustered(data, parameters.best)
+        affinity = self._program(data, components)
+        joint = method.trace == "joint"
+        total = self.num_components
+        solution = lifted.solve(affinity, total, joint, method.solver_iterations, 0.0)
+        near = lifted.rounded(affinity, solution, total, joint, jax.random.key(0))
+        found = [
+            lifted.certificate(affinity, solution, share, total, joint)
+            for share in (near, parameters.best)
+        ]
+        certificate = jax.tree.map(
+            lambda a, b: jnp.where(found[0].primal > found[1].primal, a, b), *found
+        )
+        if method.finish_by == "em":
+            components = self.settled(data, components)
+        approximation, bound, diagnosed = self.em_finish(data, components)
+        return Certified(approximation.components, certificate), bound, diagnosed
+
     # Markov chain Monte Carlo
 
     def check_mcmc(self, method):
@@ -377,14 +495,13 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC):
         """Weights, precisions and whitened locations, labels summed out."""
         sampling.numpyro_model(self, data)
 
-    def mcmc_init(self, data, key, initial):
-        """A draw from the posterior that EM finds."""
+    def settled(self, data, components):
+        """Components after sweeps of EM."""
         blocks = self.blocks(data.unit.size)
-        components = self.start(data, key, 0, initial)
 
         def unfinished(carry):
             _, change, count = carry
-            return (count < _CHAIN_SWEEPS) & ~(change < _CHAIN_TOLERANCE)
+            return (count < _FINISHING_SWEEPS) & ~(change < _FINISHING_TOLERANCE)
 
         def body(carry):
             old, _, count = carry
@@ -393,7 +510,11 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC):
             return new, self.em_change(data, new, old), count + 1
 
         first = (components, jnp.asarray(jnp.inf, data.unit.dtype), jnp.asarray(0))
-        components = jax.lax.while_loop(unfinished, body, first)[0]
+        return jax.lax.while_loop(unfinished, body, first)[0]
+
+    def mcmc_init(self, data, key, initial):
+        """A draw from the posterior that EM finds."""
+        components = self.settled(data, self.start(data, key, 0, initial))
         return sampling.chain_start(self, data, key, in_order(components))
 
     def mcmc_aligned(self, data, sites, density):

@@ -1,7 +1,10 @@
 """Sampling of Gaussian mixtures: components, data, and for Markov chain Monte Carlo."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from optax.assignment import hungarian_algorithm
@@ -154,20 +157,36 @@ def complete_rows(key, blocks, data, drawn, inputs):
 # Markov chain Monte Carlo
 
 
+class GuardedNormal(dist.MultivariateNormal):
+    """NumPyro's, its triangular systems solved by the package's guarded solver."""
+
+    def log_prob(self, value):
+        """Log density."""
+        lower = self.scale_tril
+        white = safe.solve_triangular(lower, (value - self.loc)[..., None])[..., 0]
+        diagonal = jnp.diagonal(lower, axis1=-2, axis2=-1)
+        constant = 0.5 * value.shape[-1] * math.log(2 * math.pi)
+        return -0.5 * jnp.sum(white**2, -1) - jnp.sum(jnp.log(diagonal), -1) - constant
+
+
 def numpyro_model(model, data):
-    """Weights, locations and precisions (Cholesky factors of full ones); labels summed out."""
+    """Weights, precisions by their Bartlett decomposition, locations; labels summed out.
+
+    A precision is ``L⁻ᵀ A Aᵀ L⁻¹``, ``L Lᵀ`` the scale of its prior and ``A`` lower triangular,
+    with independent entries: squares on the diagonal chi-squared, others standard normal.
+    """
     blocks, prior = model.blocks(data.unit.size), data.prior
     parts = prior_components(blocks, prior, model.weights_concentration)
-    weights = numpyro.sample("weights", dist.Dirichlet(parts.concentration))
-    if blocks.dense:
-        law = dist.WishartCholesky(prior.freedom, rate_matrix=prior.scale[0, 0])
-        law = law.expand([blocks.groups]).to_event(1)
-    else:
-        law = dist.Gamma(0.5 * parts.freedom, 0.5 * parts.scale[..., 0, 0]).to_event(2)
-    precision = numpyro.sample("precision", law)
-    covariance = square(root_of_precision(blocks, precision))
+    sites = {"weights": numpyro.sample("weights", dist.Dirichlet(parts.concentration))}
+    halves = 0.5 * (parts.freedom[..., None] - jnp.arange(blocks.size, dtype=data.unit.dtype))
+    sites["squares"] = numpyro.sample("squares", dist.Gamma(halves, 0.5).to_event(3))
+    if blocks.size > 1:
+        shape = (blocks.groups, blocks.size * (blocks.size - 1) // 2)
+        below = dist.Normal(jnp.zeros(shape, data.unit.dtype), 1.0).to_event(2)
+        sites["below"] = numpyro.sample("below", below)
+    covariance = square(root_of(blocks, prior, sites))
     location = numpyro.sample("locations", location_prior(blocks, prior, covariance))
-    log_likelihood = log_likelihood_of(blocks, data, (weights, location, covariance))
+    log_likelihood = log_likelihood_of(blocks, data, (sites["weights"], location, covariance))
     numpyro.factor("rows", log_likelihood - data.log_unit)
 
 
@@ -176,17 +195,22 @@ def location_prior(blocks, prior, covariance):
     spread = blocks.spread(covariance) / prior.strength
     shape = (blocks.components, *spread.shape[1:])
     if not blocks.dense:
-        return dist.Normal(prior.location, jnp.sqrt(spread)).to_event(2)
+        return dist.Normal(prior.location, jnp.sqrt(jnp.broadcast_to(spread, shape))).to_event(2)
     lower = jnp.broadcast_to(safe.cholesky(spread), shape)
-    return dist.MultivariateNormal(prior.location, scale_tril=lower).to_event(1)
+    return GuardedNormal(prior.location, scale_tril=lower).to_event(1)
 
 
-def root_of_precision(blocks, precision):
-    """``B`` in blocks with ``B' B`` the covariance, from the site ``precision``."""
-    if not blocks.dense:
-        return 1.0 / jnp.sqrt(precision)[..., None, None]
-    eye = jnp.broadcast_to(jnp.eye(blocks.features, dtype=precision.dtype), precision.shape)
-    return safe.solve_triangular(precision, eye)[:, None]
+def root_of(blocks, prior, sites):
+    """``B`` in blocks with ``B' B`` the covariance, from the sites of Bartlett's ``A``."""
+    diagonal = jnp.sqrt(sites["squares"])
+    if blocks.size == 1:
+        return jnp.sqrt(prior.scale) / diagonal[..., None]
+    rows, columns = np.tril_indices(blocks.size, -1)
+    bartlett = diagonal[..., None] * jnp.eye(blocks.size, dtype=diagonal.dtype)
+    bartlett = bartlett.at[:, 0, rows, columns].set(sites["below"])
+    lower = safe.cholesky(prior.scale).astype(bartlett.dtype)
+    right = jnp.broadcast_to(jnp.swapaxes(lower, -1, -2), bartlett.shape)
+    return safe.solve_triangular(bartlett, right)
 
 
 def log_likelihood_of(blocks, data, drawn):
@@ -209,22 +233,22 @@ def log_likelihood_of(blocks, data, drawn):
 def given_sites(model, data, sites):
     """Weights, locations and covariances in blocks of one draw of the NumPyro sites."""
     blocks = model.blocks(data.unit.size)
-    root = root_of_precision(blocks, sites["precision"])
-    return sites["weights"], sites["locations"], square(root)
+    return sites["weights"], sites["locations"], square(root_of(blocks, data.prior, sites))
 
 
 def chain_start(model, data, key, components):
     """A draw from the components' posterior, as NumPyro sites."""
     blocks = model.blocks(data.unit.size)
     weights, location, covariance = draw_components(key, blocks, components)
-    if blocks.dense:
-        lower = safe.cholesky(covariance[:, 0])
-        eye = jnp.broadcast_to(jnp.eye(blocks.features, dtype=lower.dtype), lower.shape)
-        half = safe.solve_triangular(lower, eye)
-        precision = safe.cholesky(jnp.swapaxes(half, -1, -2) @ half)
-    else:
-        precision = 1.0 / covariance[..., 0, 0]
-    return {"weights": weights, "precision": precision, "locations": location}
+    sites = {"weights": weights, "locations": location}
+    scale = jnp.broadcast_to(data.prior.scale, covariance.shape)
+    if blocks.size == 1:
+        return {**sites, "squares": scale[..., 0] / covariance[..., 0]}
+    half = safe.solve_triangular(safe.cholesky(covariance), safe.cholesky(scale))
+    bartlett = safe.cholesky(jnp.swapaxes(half, -1, -2) @ half)
+    rows, columns = np.tril_indices(blocks.size, -1)
+    squares = jnp.diagonal(bartlett, axis1=-2, axis2=-1) ** 2
+    return {**sites, "squares": squares, "below": bartlett[:, 0, rows, columns]}
 
 
 def aligned(model, data, sites, lp):
@@ -257,7 +281,8 @@ def aligned(model, data, sites, lp):
         agreement = reference.T @ memberships(each)
         first, second = hungarian_algorithm(-agreement)
         order = jnp.zeros(blocks.components, int).at[first].set(second)
-        grouped = {"weights", "locations"} | ({"precision"} if blocks.groups > 1 else set())
+        grouped = {"weights", "locations"}
+        grouped |= {"squares", "below"} if blocks.groups > 1 else set()
         return {name: value[order] if name in grouped else value for name, value in each.items()}
 
     done = jax.lax.map(align, flat)
