@@ -207,6 +207,14 @@ def _gaussian_mixture():
             full=covariance != "full",
             expected_failed=dict.fromkeys(("EM", "MessagePassing", "MCMC"), reasons),
         )
+    program = bk.inference.SemidefiniteProgram(max_iterations=60, solver_iterations=40)
+    yield Registered(
+        "gaussian_mixture_lifted",
+        bk.models.GaussianMixture(2, prior=prior, num_observations=9),
+        rows,
+        (program,),
+        full=True,
+    )
 
 
 REGISTERED = (*_kronecker_sbl(), *_functional_tucker(), *_spectral_pde(), *_gaussian_mixture())

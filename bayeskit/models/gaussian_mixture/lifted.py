@@ -134,9 +134,10 @@ def solve(affinity, total, joint, iterations, tolerance):
         dual = moved / jnp.maximum(1.0, penalty * jnp.linalg.norm(first + second))
         count = count + 1
         # Residuals are kept in balance, but not for ever: convergence needs a penalty that rests.
-        adapt = (count % (2 * _CHECK) == 0) & (count < 0.7 * iterations)
-        factor = jnp.where(primal > 5 * dual, 1.5, jnp.where(dual > 5 * primal, 1 / 1.5, 1.0))
-        factor = jnp.where(adapt, factor, 1.0)
+        adapt = (count % _CHECK == 0) & (count < 0.7 * iterations)
+        ratio = jnp.sqrt(primal / jnp.maximum(dual, jnp.finfo(dual.dtype).tiny))
+        unbalanced = (ratio > 2.0) | (ratio < 0.5)
+        factor = jnp.where(adapt & unbalanced, jnp.clip(ratio, 0.2, 5.0), 1.0)
         change = jnp.maximum(primal, dual)
         return (
             new_semi,
