@@ -204,19 +204,24 @@ class MessagePassing(_Ascent):
     damping : float
         Share of the old messages that a sweep keeps, below one. Zero, the default, keeps nothing,
         and the bound never falls.
+    prune : float
+        Where the model has parts that the data may not need (components of a mixture): those below
+        this share of the largest are dropped for good after each sweep. Zero drops nothing.
 
     Examples
     --------
     >>> import bayeskit as bk
     >>> bk.inference.MessagePassing()
-    MessagePassing(max_iterations=500, tolerance=0.001, restarts=1, damping=0.0)
+    MessagePassing(max_iterations=500, tolerance=0.001, restarts=1, damping=0.0, prune=0.0)
     """
 
     damping: float
+    prune: float
 
-    def __init__(self, *, max_iterations=500, tolerance=1e-3, restarts=1, damping=0.0):
+    def __init__(self, *, max_iterations=500, tolerance=1e-3, restarts=1, damping=0.0, prune=0.0):
         self._set_loop(max_iterations, tolerance, restarts)
         self.damping = check_number("damping", damping, 0.0, 1.0)
+        self.prune = check_number("prune", prune, 0.0, 1.0)
 
     def __repr__(self):
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
@@ -232,9 +237,14 @@ class MessagePassing(_Ascent):
             "tolerance": float(self.tolerance),
             "restarts": self.restarts,
             "damping": float(self.damping),
+            "prune": float(self.prune),
         }
 
     def check(self, model):
+        if self.prune and not model.prunes_messages:
+            raise ValueError(
+                f"prune={self.prune} is not for {type(model).__name__}: it has no parts to drop"
+            )
         model.check_messages(self)
 
     def init(self, model, data, key, lane, initial):
@@ -242,6 +252,8 @@ class MessagePassing(_Ascent):
 
     def step(self, model, data, state):
         updated, bound = model.messages_sweep(data, state.parameters, self.damping)
+        if model.prunes_messages:
+            updated = model.pruned_messages(updated, self.prune)
         change = model.messages_change(data, updated, state.parameters)
         return self._advance(updated, bound, change)
 

@@ -211,6 +211,15 @@ class SupportsMessages(AbstractModel):
         ``damping``: the share of the old messages that is kept.
         """
 
+    @property
+    def prunes_messages(self) -> bool:
+        """Whether :meth:`pruned_messages` can drop what the data do not need."""
+        return False
+
+    def pruned_messages(self, messages, share):
+        """Messages without the parts below this share of the largest."""
+        return messages
+
     @abc.abstractmethod
     def messages_change(self, data, new, old):
         """As for ``em_change``."""

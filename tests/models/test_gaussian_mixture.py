@@ -355,6 +355,22 @@ def test_difficult_tables_have_finite_answers(table, fitted):
     assert errors(single.labels, fitted.labels) <= 1
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("method", [bk.inference.EM, bk.inference.MessagePassing])
+def test_components_that_are_not_needed_are_dropped_on_request(table, method):
+    model = GaussianMixture(5, prior=PRIOR, weights_concentration=0.05)
+    posterior = bk.infer(model, table, method(prune=0.1, max_iterations=3000, tolerance=1e-6))
+    weights = posterior.mean["weights"]
+    assert np.sum(weights > 0) == 2
+    assert weights.sum() == pytest.approx(1.0)
+    assert errors(posterior.labels, np.repeat([0, 1], [35, 25])) <= 1
+    drawn = posterior.sample(0, 5)["weights"]
+    assert np.all(drawn[:, 2:] == 0)
+    sbl = bk.models.KroneckerSBL((np.eye(2),))
+    with pytest.raises(ValueError, match="no parts to drop"):
+        bk.infer(sbl, np.ones(2), bk.inference.MessagePassing(prune=0.1))
+
+
 def test_batch_may_hold_missing_values(table):
     holes = table.copy()
     holes[::9, 0] = np.nan

@@ -196,7 +196,9 @@ class Conjugate(_Mixture):
             )
             share = jnp.exp(inside - logsumexp(inside, axis=-1, keepdims=True)) * valid[:, None]
             rest = jnp.log(jnp.maximum(weights - share, jnp.finfo(share.dtype).tiny))
-            rest = jnp.where(weights > 0, rest, -jnp.inf) - jnp.log(jnp.maximum(total - 1, 1e-300))
+            rest = jnp.where(weights > 0, rest, -jnp.inf) - jnp.log(
+                jnp.maximum(total - 1, jnp.finfo(share.dtype).tiny)
+            )
             left = rest + conjugate.log_student(blocks, parts, distances, share)
             units = log_units(data, values, observed)
             return logsumexp(left, axis=-1) - units, logsumexp(inside, axis=-1) - units

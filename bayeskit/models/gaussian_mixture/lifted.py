@@ -202,7 +202,7 @@ def rounded(affinity, solution, components, joint, key):
     # Which part has which shape is not said by the sum of the matrices.
     gain = jnp.einsum("ic,kij,jc->ck", share, affinity, share)
     gain = gain / jnp.maximum(jnp.sum(share, axis=0), 1.0)[:, None]
-    parts, shapes = hungarian_algorithm(-gain)
+    parts, shapes = hungarian_algorithm(-jnp.nan_to_num(gain))
     return jnp.zeros_like(share).at[:, shapes].set(share[:, parts])
 
 

@@ -307,8 +307,17 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
         objective = found.evidence - data.log_unit + self._log_prior(data, parameters)
         active = conjugate.active_of(parameters)
         new = self._renew(data, found, parameters.location, active)
-        kept = new.concentration >= prune * jnp.max(new.concentration)
-        return new._replace(concentration=jnp.where(kept, new.concentration, 0.0)), objective
+        return self.pruned_messages(new, prune), objective
+
+    @property
+    def prunes_messages(self):
+        """Components can be dropped."""
+        return True
+
+    def pruned_messages(self, messages, share):
+        """Components with less than this share of the largest weight have none from now on."""
+        kept = messages.concentration >= share * jnp.max(messages.concentration)
+        return messages._replace(concentration=jnp.where(kept, messages.concentration, 0.0))
 
     def _log_prior(self, data, parameters):
         blocks = self.blocks(data.unit.size)

@@ -278,7 +278,8 @@ def aligned(model, data, sites, lp):
     reference = reference[:, jnp.argsort(-jnp.sum(reference, axis=0))]
 
     def align(each):
-        agreement = reference.T @ memberships(each)
+        # Of draws that broke down any order will do, but an assignment needs numbers.
+        agreement = jnp.nan_to_num(reference.T @ memberships(each))
         first, second = hungarian_algorithm(-agreement)
         order = jnp.zeros(blocks.components, int).at[first].set(second)
         grouped = {"weights", "locations"}
