@@ -1,6 +1,7 @@
 """Sampling of Gaussian mixtures: components, data, and for Markov chain Monte Carlo."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,9 +161,9 @@ def complete_rows(key, blocks, data, drawn, inputs):
 class GuardedNormal(dist.MultivariateNormal):
     """NumPyro's, its triangular systems solved by the package's guarded solver."""
 
-    def log_prob(self, value):
+    def log_prob(self, value: Any):
         """Log density."""
-        lower = self.scale_tril
+        lower: Any = self.scale_tril
         white = safe.solve_triangular(lower, (value - self.loc)[..., None])[..., 0]
         diagonal = jnp.diagonal(lower, axis1=-2, axis2=-1)
         constant = 0.5 * value.shape[-1] * math.log(2 * math.pi)
