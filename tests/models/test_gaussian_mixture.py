@@ -383,7 +383,7 @@ def test_batch_may_hold_missing_values(table):
 
 @pytest.mark.full
 def test_chains_agree_with_the_exact_posterior_and_are_aligned(table, single):
-    method = bk.inference.MCMC(num_warmup=300, num_samples=500, num_chains=2)
+    method = bk.inference.MCMC(num_warmup=200, num_samples=400, num_chains=2)
     chains = bk.infer(GaussianMixture(1, prior=PRIOR), table, method, key=0)
     for site, exact in single.mean.items():
         deviation = np.sqrt(single.variance[site])

@@ -292,8 +292,9 @@ class KnownComponents(_Mixture):
     def judged(self, model, data):
         """Aligned weights and locations, and the size of the covariances."""
         sites = self.plugged_in(model, data)
-        trace = jnp.sum(sites["covariances"])
-        return {"weights": sites["weights"], "locations": sites["locations"], "spread": trace}
+        found = {"locations": sites["locations"], "spread": jnp.sum(sites["covariances"])}
+        # The weight of a single component never moves, and has no R-hat.
+        return {**found, "weights": sites["weights"]} if self.weights.size > 1 else found
 
     def log_evidence(self, model, data):
         """Log likelihood, labels summed out."""
