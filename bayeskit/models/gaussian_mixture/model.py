@@ -98,7 +98,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     >>> import numpy as np
     >>> import bayeskit as bk
     >>> generator = np.random.default_rng(0)
-    >>> rows = generator.normal(size=(90, 2)) + np.repeat([[0, 0], [6, 0], [0, 6]], 30, axis=0)
+    >>> rows = generator.normal(size=(90, 2)) + np.repeat([[0, 0], [9, 0], [0, 9]], 30, axis=0)
     >>> posterior = bk.infer(bk.models.GaussianMixture(3), rows)
     >>> bool((posterior.coclustering()[:30, :30] > 0.9).all())
     True
