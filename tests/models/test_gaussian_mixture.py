@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from numpyro.infer.util import log_density
 from scipy import special, stats
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_iris, load_wine
@@ -379,6 +380,39 @@ def test_batch_may_hold_missing_values(table):
     single = bk.infer(model, holes)
     np.testing.assert_allclose(batch.mean["locations"][1], single.mean["locations"], rtol=1e-9)
     assert batch.labels.shape == (2, 60)
+
+
+def test_density_of_the_numpyro_model_is_the_definitions(table):
+    """At a draw that chains may start from; densities of precisions by change of variables."""
+    rows = table[:5]
+    with jax.enable_x64(True):
+        prepared = GaussianMixture(2, prior=PRIOR, weights_concentration=2.0).prepare(rows)
+        model, data = prepared.model, prepared.data
+        blocks, unit = model.blocks(2), np.asarray(data.unit)
+        components = sampling.prior_components(blocks, data.prior, model.weights_concentration)
+        drawn = sampling.draw_components(jax.random.key(1), blocks, components)
+        sites = sampling.chain_start(model, data, jax.random.key(1), components)
+        for got, expected in zip(sampling.given_sites(model, data, sites), drawn, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+        found = float(log_density(model.numpyro_model, (data,), {}, sites)[0])
+        prior = jax.tree.map(np.asarray, data.prior)
+    weights, location, covariance = (np.asarray(part) for part in drawn)
+    standard = (rows - np.asarray(data.center)) / unit
+    lower, total, each = np.linalg.cholesky(prior.scale[0, 0]), 0.0, []
+    for k in range(2):
+        own = covariance[k, 0]
+        precision = np.linalg.inv(own)
+        root = np.diag(np.linalg.cholesky(lower.T @ precision @ lower))
+        # From the precision to the factor of its whitened form, and to squares on the diagonal.
+        jacobian = 4 * root[0] ** 2 * root[1] / np.linalg.det(lower) ** 3 / np.prod(2 * root)
+        wishart = stats.wishart(prior.freedom, np.linalg.inv(prior.scale[0, 0]))
+        total += wishart.logpdf(precision) + np.log(jacobian)
+        total += stats.multivariate_normal(prior.location, own / prior.strength).logpdf(location[k])
+        rest = stats.multivariate_normal(location[k], own).logpdf(standard)
+        each.append(np.log(weights[k]) + rest)
+    total += stats.dirichlet.logpdf(weights, [2.0, 2.0])
+    total += np.sum(np.logaddexp(*each)) - 5 * np.log(unit).sum()
+    assert found == pytest.approx(total, rel=1e-10)
 
 
 @pytest.mark.full
