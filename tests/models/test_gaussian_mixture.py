@@ -405,7 +405,7 @@ def test_density_of_the_numpyro_model_is_the_definitions(table):
         root = np.diag(np.linalg.cholesky(lower.T @ precision @ lower))
         # From the precision to the factor of its whitened form, and to squares on the diagonal.
         jacobian = 4 * root[0] ** 2 * root[1] / np.linalg.det(lower) ** 3 / np.prod(2 * root)
-        wishart = stats.wishart(prior.freedom, np.linalg.inv(prior.scale[0, 0]))
+        wishart = stats.wishart(float(prior.freedom), np.linalg.inv(prior.scale[0, 0]))
         total += wishart.logpdf(precision) + np.log(jacobian)
         total += stats.multivariate_normal(prior.location, own / prior.strength).logpdf(location[k])
         rest = stats.multivariate_normal(location[k], own).logpdf(standard)
