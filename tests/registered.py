@@ -214,6 +214,7 @@ def _gaussian_mixture():
         rows,
         (program,),
         full=True,
+        expected_failed={"SemidefiniteProgram": {"non_finite_rejected": "NaN are missing values"}},
     )
 
 
