@@ -41,8 +41,8 @@ EXACT = "gradient boosting, all columns, exact splits"
 BOOSTED, PROCESS = "gradient boosting, all columns", "GPJax sparse GP, all columns"
 
 
-def study(options, title, pollutants, chosen):
-    """Fits of some sets of modes and of the peers: some pollutants, one or all folds."""
+def study(options, title, pollutant, chosen):
+    """Fits of some sets of modes and of the peers: one pollutant, one or all folds."""
     folds = 5 if options.full else options.at_most(1)
     methods = {name: METHODS[name] for name in chosen}
     report = Report(title, settings={"folds": folds, "methods": repr(methods)})
@@ -55,29 +55,28 @@ def study(options, title, pollutants, chosen):
         "are root mean squares of standardised values; with fewer than five folds the bars are "
         "those of the mean over five, taken at what was run."
     )
-    splits = [{"pollutant": p, "fold": fold} for p in pollutants for fold in range(folds)]
+    splits = [{"pollutant": pollutant, "fold": fold} for fold in range(folds)]
     tasks = [split | {"modes": modes} for split in splits for modes in chosen]
     found = in_two_processes("benchmarks.functional_tucker.beijing:one_fit", tasks)
     peers = in_two_processes("benchmarks.functional_tucker.beijing:peers_of", splits)
     report.results |= {"fits": found, "peers": peers}
-    report.bars += [bar for p in pollutants for bar in bars_of(p, chosen, found, peers)]
-    report.tables += [error_table(pollutants, chosen, found, peers), fit_table(found)]
+    report.bars += bars_of(pollutant, chosen, found, peers)
+    report.tables += [error_table(pollutant, chosen, found, peers), fit_table(found)]
     return report
 
 
 def bars_of(pollutant, chosen, found, peers):
     """What the issue asks of one pollutant."""
-    ours = {name: _of(found, pollutant, "modes", name) for name in chosen}
+    ours = {name: _of(found, name) for name in chosen}
     errors = {name: [fit["error"] for fit in fits] for name, fits in ours.items()}
     mean = {name: float(np.mean(values)) for name, values in errors.items()}
-    own = [peer for peer in peers if peer["pollutant"] == pollutant]
     bars = []
     if TWO in chosen:
         bars.append(Bar(f"{pollutant}, {TWO}: error", mean[TWO], "<=", *LIMITS[pollutant]))
         density = float(np.mean([fit["log density"] for fit in ours[TWO]]))
         best = max(
-            float(np.mean([peer["log densities"][name] for peer in own]))
-            for name in own[0]["log densities"]
+            float(np.mean([peer["log densities"][name] for peer in peers]))
+            for name in peers[0]["log densities"]
         )
         title = f"{pollutant}, {TWO}: log density less best peer's"
         bars.append(Bar(title, density - best, ">", 0.0))
@@ -85,7 +84,7 @@ def bars_of(pollutant, chosen, found, peers):
         share = mean[FOUR] / mean[TWO]
         bars.append(Bar(f"{pollutant}, {FOUR}: error ÷ {TWO}", share, "<=", 1.01))
     if THREE in chosen:
-        by_day = float(np.mean([peer["errors"]["day mean"] for peer in own]))
+        by_day = float(np.mean([peer["errors"]["day mean"] for peer in peers]))
         if pollutant == "pm25":
             bars.append(Bar(f"{pollutant}, {THREE}: error", mean[THREE], "<=", 0.270, by_day))
         else:
@@ -102,34 +101,32 @@ def bars_of(pollutant, chosen, found, peers):
     return bars
 
 
-def _of(items, pollutant, field, value):
-    return [each for each in items if each["pollutant"] == pollutant and each[field] == value]
+def _of(found, modes):
+    return [fit for fit in found if fit["modes"] == modes]
 
 
-def error_table(pollutants, chosen, found, peers):
+def error_table(pollutant, chosen, found, peers):
     """Mean and worst error by predictor."""
     rows = []
-    for pollutant in pollutants:
-        for name in chosen:
-            fits = _of(found, pollutant, "modes", name)
-            errors = [fit["error"] for fit in fits]
-            density = float(np.mean([fit["log density"] for fit in fits]))
-            label = f"functional {CORES[MODELS[name][1]]}, {name}"
-            rows.append((pollutant, label, np.mean(errors), np.max(errors), density))
-        own = [peer for peer in peers if peer["pollutant"] == pollutant]
-        for name in own[0]["errors"]:
-            errors = [each["errors"][name] for each in own]
-            densities = [each["log densities"].get(name, np.nan) for each in own]
-            density = float(np.mean(densities)) if np.all(np.isfinite(densities)) else None
-            rows.append((pollutant, name, np.mean(errors), np.max(errors), density))
-        rows.append((pollutant, "authors' best (other shuffles)", AUTHORS[pollutant], None, None))
-    columns = ("", "predictor", "mean error", "worst fold", "mean log density")
+    for name in chosen:
+        fits = _of(found, name)
+        errors = [fit["error"] for fit in fits]
+        density = float(np.mean([fit["log density"] for fit in fits]))
+        label = f"functional {CORES[MODELS[name][1]]}, {name}"
+        rows.append((label, np.mean(errors), np.max(errors), density))
+    for name in peers[0]["errors"]:
+        errors = [each["errors"][name] for each in peers]
+        densities = [each["log densities"].get(name, np.nan) for each in peers]
+        density = float(np.mean(densities)) if np.all(np.isfinite(densities)) else None
+        rows.append((name, np.mean(errors), np.max(errors), density))
+    rows.append(("authors' best (other shuffles)", AUTHORS[pollutant], None, None))
+    columns = ("predictor", "mean error", "worst fold", "mean log density")
     return Table("Held-out error", columns, rows)
 
 
 def fit_table(found):
     """Every fit with its calibration."""
-    columns = ("pollutant", "modes", "fold", "rank", "effective rank", "coverage", "mean z²")
+    columns = ("modes", "fold", "rank", "effective rank", "coverage", "mean z²")
     columns += ("log density", "iterations", "seconds")
     return Table(
         "The fits",

@@ -9,4 +9,4 @@ MINUTES = (8, 40)
 
 
 def run(options: Options) -> Report:
-    return study(options, TITLE, ("pm25",), (TWO, FOUR))
+    return study(options, TITLE, "pm25", (TWO, FOUR))
