@@ -277,7 +277,11 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
         )
 
     def start(self, data, key, lane, initial):
-        """Components of the best of several starts, or of an earlier posterior."""
+        """Components of the best of several starts, or of an earlier posterior.
+
+        Where the data chose the prior, restarts beside an earlier posterior start from what was
+        found with it.
+        """
         blocks = self.blocks(data.unit.size)
         concentration = self.weights_concentration
         if initial is None:
@@ -293,10 +297,13 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
             conjugate.log_or_never(weights), location, blocks.spread(covariance)
         )
         found = conjugate.statistics(blocks, data.rows, gaussians)
-        return self._renew(data, found, location, weights > 0)
+        given = self._renew(data, found, location, weights > 0)
+        if data.start is None:
+            return given
+        return jax.lax.cond(lane == 0, lambda: given, lambda: in_order(data.start))
 
     def em_init(self, data, key, lane, initial, m_step):
-        """The best of eight starts by k-means, after some sweeps of messages on some rows."""
+        """The best of many starts, after some sweeps of messages on some rows."""
         return self.start(data, key, lane, initial)
 
     def em_step(self, data, parameters, m_step, prune):
