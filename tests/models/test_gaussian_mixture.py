@@ -14,7 +14,7 @@ from sklearn.mixture import BayesianGaussianMixture
 from sklearn.mixture import GaussianMixture as PeerMixture
 
 import bayeskit as bk
-from bayeskit.models.gaussian_mixture import conjugate, sampling
+from bayeskit.models.gaussian_mixture import conjugate, sampling, starts
 from bayeskit.models.gaussian_mixture.blocks import Blocks
 
 GaussianMixture = bk.models.GaussianMixture
@@ -235,6 +235,29 @@ def test_responsibilities_predictions_and_coclustering(table, fitted):
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     mass = np.exp(fitted.predict(grid).log_density).sum() * (axis[1] - axis[0]) ** 2
     assert mass == pytest.approx(1.0, abs=5e-3)
+
+
+def test_moves_dissolve_one_component_and_halve_another(fitted):
+    with jax.enable_x64(True):
+        data, parts = fitted.prepared.data, fitted.approximation.components
+        share = np.asarray(starts.moved_share(Blocks("full", 2, 2), data, parts, 0, 1))
+        rows = np.asarray(data.flat(data.rows.values))
+    # With no third component, all rows go to the other one: it is cut across its longest axis.
+    axis = np.linalg.svd(rows - rows.mean(axis=0))[2][0]
+    sides = (rows - rows.mean(axis=0)) @ axis > 0
+    labels = np.argmax(share, axis=1)
+    np.testing.assert_allclose(np.sum(share, axis=1), 1.0, rtol=1e-12)
+    assert np.all(sides == (labels == 0)) or np.all(sides == (labels == 1))
+
+
+def test_restarts_do_without_the_posterior_that_the_first_one_starts_from(table):
+    model = GaussianMixture(2)
+    cold = bk.infer(model, table)
+    away = np.arange(len(table))[:, None] % 2 * [40.0, 0.0]
+    wrong = bk.infer(model, table + away)
+    method = bk.inference.EM(restarts=2, tolerance=1e-5, max_iterations=2000)
+    again = bk.infer(model, table, method, key=0, initial=wrong)
+    assert again.log_evidence == pytest.approx(cold.log_evidence, abs=1e-3)
 
 
 def test_order_of_rows_units_and_columns_do_not_matter(table):

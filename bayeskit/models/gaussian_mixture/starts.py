@@ -1,4 +1,9 @@
-"""Where iterations start: k-means from several seeds, some sweeps of messages, the best bound."""
+"""Where iterations start: k-means from several seeds, some sweeps of messages, the best bound.
+
+Then moves that sweeps do not make: a component is dissolved into the others and comes back as half
+of another one (N. Ueda, R. Nakano, Z. Ghahramani and G. Hinton, "SMEM algorithm for mixture
+models", Neural Computation 2000), as long as the bound grows.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,14 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayeskit.linalg import safe
 from bayeskit.models.base import best_of
 from bayeskit.models.gaussian_mixture import conjugate
 from bayeskit.models.gaussian_mixture.table import Rows
 
-SEEDS = 32
+SEEDS = 64
 FINALISTS = 6
 FIRST_SWEEPS = 10
 SWEEPS = 30
+ROUNDS = 3
+MOVES = 32
+FINALISTS_OF_MOVES = 2
 ROWS = 2048
 _LLOYD = 10
 
@@ -88,13 +97,34 @@ def bound_of(blocks, table, prior, concentration, components):
     return evidence - table.log_unit - divergence
 
 
+def moved_share(blocks, table, components, gone, halved):
+    """Memberships (n, K) without component ``gone``, which gets half of component ``halved``.
+
+    The half is on one side of the mean, across the longest axis.
+    """
+    values, observed = table.rows.values[0], None
+    if table.rows.observed is not None:
+        observed = table.rows.observed[0]
+    gaussians = conjugate.message_gaussians(blocks, components)
+    distances = conjugate.measure(blocks, values, observed, *gaussians[1:])
+    joint = gaussians.log_weights + conjugate.log_gaussian(distances)
+    share = jax.nn.softmax(joint.at[:, gone].set(-jnp.inf), axis=-1)
+    own, away = share[:, halved], distances.deviations[:, halved]
+    total = jnp.maximum(jnp.sum(own), jnp.finfo(own.dtype).tiny)
+    away = away - own @ away / total
+    axis = safe.eigh(away.T @ (own[:, None] * away) / total)[1][:, -1]
+    half = jnp.where(away @ axis > 0, own, 0.0)
+    return share.at[:, gone].set(half).at[:, halved].set(own - half)
+
+
 def tournament(blocks, table, concentration, key, renewed):
     """The best of many guesses by the bound (by the likelihood, where the prior is flat).
 
-    All start from k-means and make some sweeps of messages; the best go on. ``renewed(earlier,
-    statistics, location)`` is the guess that follows from statistics, and from an earlier guess if
-    it is not ``None``.
+    All start from k-means and make some sweeps of messages; the best go on, and from the best one
+    moves are tried. ``renewed(earlier, statistics, location)`` is the guess that follows from
+    statistics, and from an earlier guess if it is not ``None``.
     """
+    pairs = np.argwhere(~np.eye(blocks.components, dtype=bool))
 
     def sweeps(guess, count):
         def again(_, guess):
@@ -111,19 +141,48 @@ def tournament(blocks, table, concentration, key, renewed):
         gaussians = conjugate.mode_gaussians(blocks, guess.components)
         return conjugate.statistics(blocks, table.rows, gaussians).evidence
 
-    def heat(key):
-        share = seeded_labels(table.rows.values[0], blocks.components, key)
+    def heat(key, metric):
+        share = seeded_labels(table.rows.values[0] * metric, blocks.components, key)
         guess = sweeps(renewed(None, *statistics_of(blocks, table, share)), FIRST_SWEEPS)
+        return guess, score(guess)
+
+    def trial(best, pair):
+        share = moved_share(blocks, table, best.components, *pair)
+        guess = sweeps(renewed(best, *statistics_of(blocks, table, share)), FIRST_SWEEPS)
         return guess, score(guess)
 
     def final(guess):
         guess = sweeps(guess, SWEEPS)
         return guess, score(guess)
 
-    guesses, scores = jax.lax.map(heat, jax.random.split(key, SEEDS))
-    order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores))[:FINALISTS]
-    finalists = jax.tree.map(lambda leaf: leaf[order], guesses)
-    return best_of(*jax.lax.map(final, finalists))[0]
+    def finals(scored, count):
+        guesses, scores = scored
+        order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores))[:count]
+        found = jax.lax.map(final, jax.tree.map(lambda leaf: leaf[order], guesses))
+        return best_of(found, found[1])[0]
+
+    def growing(carry):
+        _, grew, count = carry
+        return grew & (count < ROUNDS)
+
+    def round_of_moves(carry):
+        best, _, count = carry
+        order = jax.random.permutation(jax.random.fold_in(key, count), len(pairs))[:MOVES]
+        found = jax.lax.map(lambda pair: trial(best[0], pair), jnp.asarray(pairs)[order])
+        other = finals(found, FINALISTS_OF_MOVES)
+        grew = other[1] > best[1]
+        return jax.tree.map(lambda a, b: jnp.where(grew, a, b), other, best), grew, count + 1
+
+    # Every other seeding is in the user's units: where features have one in common, those that
+    # vary more tell more.
+    metrics = jnp.stack([jnp.ones_like(table.unit), table.unit / jnp.max(table.unit)])
+    seeds = jax.random.split(key, SEEDS), metrics[jnp.arange(SEEDS) % len(metrics)]
+    best = finals(jax.lax.map(lambda seed: heat(*seed), seeds), FINALISTS)
+    if table.proper and len(pairs):
+        # Not by a likelihood, which has no largest value.
+        first = best, jnp.asarray(True), jnp.asarray(0)
+        best, _, _ = jax.lax.while_loop(growing, round_of_moves, first)
+    return best[0]
 
 
 def searched(blocks, table, concentration, key):
