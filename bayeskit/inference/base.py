@@ -79,6 +79,12 @@ class AbstractMethod(eqx.Module):
     def check(self, model) -> None:
         """Raise where the model cannot be fitted with these settings; host side, before tracing."""
 
+    def check_data(self, model, data) -> None:
+        """Raise where the prepared data cannot be fitted with these settings; host side.
+
+        As it is, all that the model takes can.
+        """
+
     @abc.abstractmethod
     def init(self, model, data, key, lane, initial):
         """State of one lane before the first step."""

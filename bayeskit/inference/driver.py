@@ -84,6 +84,7 @@ def infer(
     with double_precision():
         key_used, key = _key_for(method, key)
         prepared = model.prepare(data)
+        method.check_data(prepared.model, prepared.data)
         start_values = _start_values(initial, prepared)
         begun = time.perf_counter()
         fit, records, counts = _run_blocks(
@@ -172,6 +173,7 @@ def infer_batch(model, data, method=None, *, key=None, batch_size=None) -> Poste
         key_used, key = _key_for(method, key)
         model, data = owned((model, data))
         prepared = model.prepare(data, batch=True)
+        method.check_data(prepared.model, prepared.data)
         count = jax.tree.leaves(prepared.data)[0].shape[0]
         keys = jax.random.split(key, count)
         if batch_size is None:

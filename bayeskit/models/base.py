@@ -264,24 +264,35 @@ class SupportsSDP(AbstractModel):
         """Raise where the model as stated has no such program."""
 
     @abc.abstractmethod
-    def sdp_init(self, data, key, lane, initial, method):
-        """The clustering by the program that needs none to start from; as for ``em_init``.
+    def check_sdp_data(self, data, method) -> None:
+        """Raise where the data have no such program; host side, before tracing."""
 
-        One of ``initial`` is taken only if it is better. ``method`` has the settings of programs
+    @abc.abstractmethod
+    def sdp_init(self, data, key, lane, initial, method):
+        """Clusterings of sketches by the program that needs none to start from; as for ``em_init``.
+
+        One of ``initial`` is kept beside them. ``method`` has the settings of sketches, programs
         and solver.
         """
 
     @abc.abstractmethod
     def sdp_step(self, data, parameters, method):
-        """The next program: parameters, the best objective so far, and the share that changed."""
+        """The next programs: parameters, the best objective so far, and the share that changed."""
 
     @abc.abstractmethod
-    def sdp_objective(self, data, parameters):
-        """Objective of the best clustering so far."""
+    def sdp_lifted(self, data, parameters, method):
+        """The best clustering, of all data."""
 
     @abc.abstractmethod
-    def sdp_finish(self, data, parameters, method):
-        """The posterior given the best clustering, the log evidence or ``None``, diagnostics."""
+    def sdp_objective(self, data, lifted):
+        """Objective of a clustering of all data."""
+
+    @abc.abstractmethod
+    def sdp_finish(self, data, lifted, method):
+        """The posterior given the best clustering, the log evidence or ``None``, diagnostics.
+
+        Diagnostics are the model's own, and the residual of the solver.
+        """
 
 
 class SupportsMCMC(AbstractModel):

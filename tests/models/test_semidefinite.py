@@ -2,17 +2,21 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import bayeskit as bk
-from bayeskit.models.gaussian_mixture import lifted
+from bayeskit.models.gaussian_mixture import lifted, lowrank
+from bayeskit.models.gaussian_mixture.affinity import RowAffinity
 from tests.models.test_gaussian_mixture import errors
 
 SDP = bk.inference.SemidefiniteProgram
-METHOD = SDP(max_iterations=4, solver_iterations=300)
+METHOD = SDP(max_iterations=4)
+GROUP, JOINT, KMEANS = "group", "joint", "one matrix"
 PRIOR = bk.models.NormalInverseWishart([0.0, 0.0], 0.01, np.eye(2), 4.0)
 
 
@@ -29,14 +33,26 @@ def clusters(generator, separation, sizes=(8, 8, 8)):
     rows = centers[truth] + np.einsum("nij,nj->ni", roots[truth], noise)
     white = np.stack([np.linalg.solve(root, rows.T).T for root in roots])
     logdet = 2 * np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
-    with jax.enable_x64(True):
-        affinity = np.asarray(lifted.affinities(0.0, jnp.asarray(logdet), jnp.asarray(white)))
-    return rows, truth, affinity, covariances
+    return rows, truth, RowAffinity(-0.5 * logdet, white), covariances
 
 
-@jax.jit
-def solved(affinity):
-    return lifted.solve(affinity, 3, False, 20_000, 1e-10)
+def on_device(affinity):
+    return jax.tree.map(jnp.asarray, affinity)
+
+
+@eqx.filter_jit
+def exact(affinity, joint):
+    return lifted.solve(affinity.dense(), 3, joint, 20_000, 1e-9)
+
+
+@eqx.filter_jit
+def low_rank(affinity, joint):
+    return lowrank.solve(affinity, 3, joint, 4000, 1e-6, jax.random.key(0))
+
+
+@eqx.filter_jit
+def certificate(affinity, share, joint):
+    return lifted.certificate(affinity, share, 3, joint, METHOD, jax.random.key(0))
 
 
 def test_affinities_are_the_classification_likelihood():
@@ -48,54 +64,85 @@ def test_affinities_are_the_classification_likelihood():
         quadratic = np.einsum("ni,ij,nj->", own, np.linalg.inv(covariance), own)
         expected -= 0.5 * (len(own) * np.linalg.slogdet(covariance)[1] + quadratic)
     with jax.enable_x64(True):
-        value = lifted.value_of(jnp.asarray(affinity), jnp.asarray(share))
+        affinity = on_device(affinity)
+        value = lifted.value_of(affinity, jnp.asarray(share))
+        columns = jnp.asarray(np.random.default_rng(1).normal(size=(3, 24, 2)))
+        implicit, formed = affinity.times(columns), affinity.dense() @ columns
     assert float(value) == pytest.approx(expected, rel=1e-10)
+    np.testing.assert_allclose(implicit, formed, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("separation", [3.0, 14.0])
-def test_solution_meets_the_dual_bound_and_recovers_what_is_separate(separation):
-    _, truth, affinity, _ = clusters(np.random.default_rng(1), separation)
+@pytest.mark.parametrize("program", [GROUP, KMEANS, pytest.param(JOINT, marks=pytest.mark.full)])
+def test_both_solvers_meet_the_dual_bound(program):
+    _, truth, affinity, _ = clusters(np.random.default_rng(1), 3.0)
+    if program == KMEANS:
+        affinity = RowAffinity(np.zeros(1), affinity.white[1:2])
+    joint = program != GROUP
     with jax.enable_x64(True):
-        affinity = jnp.asarray(affinity)
-        solution = solved(affinity)
-        z = np.asarray(solution.matrices)
-        objective = float(jnp.sum(affinity * solution.matrices))
-        share = lifted.rounded(affinity, solution, 3, False, jax.random.key(0))
-        found = lifted.certificate(affinity, solution, share, 3, False)
-        true_value = float(lifted.value_of(affinity, jnp.asarray(np.eye(3)[truth])))
-    assert np.min(z) >= 0
-    assert np.max(np.abs(z.sum(axis=(0, 2)) - 1)) < 1e-5
-    assert np.max(np.abs(np.trace(z, axis1=1, axis2=2) - 1)) < 1e-5
-    assert np.min(np.linalg.eigvalsh(z)) > -1e-5
+        affinity = on_device(affinity)
+        matrices = affinity.dense()
+        state, alpha, slack = exact(affinity, joint)
+        bound = float(lifted.dual_bound(matrices, alpha, slack, 3, joint))
+        objective = float(jnp.sum(matrices * state.positive))
+        found = low_rank(affinity, joint)
+        product = np.einsum("gir,gjr->gij", found.factors, found.factors)
+        reached = float(np.sum(np.asarray(matrices) * product))
+        share = jnp.asarray(np.eye(3)[truth])
+        certified, better = certificate(affinity, share, joint)
+        principal = lifted.principal_bound(affinity, found.alpha, 3, joint, certified.primal)
+        true_value = float(lifted.value_of(affinity, share))
+    for z in (np.asarray(state.positive), product):
+        assert np.min(z) >= 0
+        assert np.max(np.abs(z.sum(axis=(0, 2)) - 1)) < 1e-4
+        traces = np.trace(z, axis1=1, axis2=2)
+        assert np.max(np.abs(traces - 1 if program == GROUP else traces.sum() - 3)) < 1e-4
+        assert np.min(np.linalg.eigvalsh(z)) > -1e-5
     # Strong duality: nothing better exists, and nothing better was claimed.
-    assert abs(float(found.dual_bound) - objective) < 1e-5 * abs(objective)
-    assert float(found.dual_bound) >= max(float(found.primal), true_value)
-    if separation > 10:
-        assert errors(np.argmax(share, axis=1), truth) == 0
-        assert float(found.gap) < 1e-6
+    assert abs(bound - objective) < 1e-5 * abs(objective)
+    assert abs(reached - objective) < 1e-2 * abs(objective)
+    assert true_value <= float(certified.primal) <= float(certified.dual_bound)
+    unit = max(1.0, abs(objective))
+    assert -1e-6 <= (float(certified.dual_bound) - objective) / unit < 1e-3
+    assert float(principal) >= bound - 1e-6
+    assert np.all(np.asarray(better).sum(axis=0) > 0)
+
+
+@pytest.mark.parametrize("program", [GROUP, JOINT, KMEANS])
+def test_far_clusters_are_recovered_and_certified_to_rounding(program):
+    _, truth, affinity, _ = clusters(np.random.default_rng(3), 14.0)
+    if program == KMEANS:
+        affinity = RowAffinity(np.zeros(1), affinity.white[1:2])
+    wrong = np.eye(3)[np.roll(truth, 4)]
+    with jax.enable_x64(True):
+        found, share = certificate(on_device(affinity), jnp.asarray(wrong), program != GROUP)
+    assert errors(np.argmax(share, axis=1), truth) == 0
+    assert 0 <= float(found.gap) < 1e-9
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_bound_holds_for_any_multipliers_and_any_partition(joint):
     generator = np.random.default_rng(2)
-    affinity = generator.normal(size=(2, 7, 7))
-    affinity = affinity + affinity.transpose(0, 2, 1)
+    rows = generator.normal(size=(2, 7, 2)) * [[[1.0, 2.0]], [[0.5, 1.0]]]
+    affinity = RowAffinity(np.array([0.3, -0.2]), rows)
     best = -np.inf
-    for labels in itertools.product(range(2), repeat=7):
-        member = np.eye(2)[list(labels)]
-        sizes = member.sum(axis=0)
-        if np.all(sizes > 0):
-            each = np.einsum("ik,kij,jk->k", member, affinity, member) / sizes
-            best = max(best, each.sum())
     with jax.enable_x64(True):
+        affinity = on_device(affinity)
+        matrices = affinity.dense()
+        for labels in itertools.product(range(2), repeat=7):
+            member = np.eye(2)[list(labels)]
+            sizes = member.sum(axis=0)
+            if np.all(sizes > 0):
+                each = np.einsum("ik,kij,jk->k", member, matrices, member) / sizes
+                best = max(best, each.sum())
         for scale in (0.0, 1.0, 10.0):
             alpha = jnp.asarray(scale * generator.normal(size=7))
             slack = jnp.asarray(scale * generator.normal(size=(2, 7, 7)) ** 2)
             slack = slack + jnp.swapaxes(slack, 1, 2)
-            assert float(lifted.dual_bound(jnp.asarray(affinity), alpha, slack, 2, joint)) >= best
-        solution = lifted.solve(jnp.asarray(affinity), 2, joint, 500, 0.0)
-        bound = lifted.dual_bound(jnp.asarray(affinity), solution.alpha, solution.slack, 2, joint)
-    assert best <= float(bound) < best + 5.0
+            assert float(lifted.dual_bound(matrices, alpha, slack, 2, joint)) >= best
+            assert float(lifted.principal_bound(affinity, alpha, 2, joint, best)) >= best
+            share = jnp.asarray(np.eye(2)[[0, 1, 0, 1, 1, 0, 0]])
+            fitted = lifted.complementary(matrices, alpha, slack, share, 2, joint)
+            assert float(lifted.dual_bound(matrices, *fitted, 2, joint)) >= best
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +152,56 @@ def certified():
 
 
 def test_clusterings_are_found_without_a_start_and_certified(certified):
-    rows, truth, posterior = certified
+    _, truth, posterior = certified
     assert errors(posterior.labels, truth) == 0
     certificate = posterior.certificate
     assert certificate.dual_bound >= certificate.primal
-    assert certificate.gap < 1e-2
+    assert certificate.gap < 1e-9
+    for arguments in ({"trace": "sum"}, {"finish": "messages"}, {"solver": "simplex"}):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be one of"):
+            SDP(**arguments)
+
+
+def test_sketches_are_lifted_by_likelihood_to_incomplete_rows(certified):
+    """A tight cluster inside a wide one: nearest centres would share the wide one out."""
+    _, _, posterior = certified
+    generator = np.random.default_rng(6)
+    truth = np.repeat([0, 1, 2], [120, 80, 60])
+    spread = np.array([[3.0, 3.0], [0.2, 0.2], [1.0, 0.2]])[truth]
+    rows = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 14.0]])[truth] + spread * generator.normal(
+        size=(260, 2)
+    )
     holes = rows.copy()
-    holes[0, 0] = np.nan
-    with pytest.raises(ValueError, match="complete rows"):
+    holes[::13, 1] = np.nan
+    method = SDP(sketch_size=60, num_sketches=2, finish=None)
+    found = bk.infer(posterior.model, holes, method)
+    assert found.approximation.rows.shape == (60,)
+    assert not np.isnan(holes[found.approximation.rows]).any()
+    exact = stats.multivariate_normal
+    density = np.stack(
+        [
+            np.log(np.mean(truth == k))
+            + exact.logpdf(rows, rows[truth == k].mean(0), np.cov(rows[truth == k].T))
+            for k in range(3)
+        ]
+    )
+    seen = ~np.isnan(holes).any(axis=1)
+    ideal = errors(np.argmax(density, axis=0)[seen], truth[seen])
+    assert errors(found.labels[seen], truth[seen]) <= ideal + 5
+    assert found.certificate.dual_bound >= found.certificate.primal
+    again = bk.infer(posterior.model, holes, method)
+    np.testing.assert_array_equal(again.approximation.rows, found.approximation.rows)
+
+
+def test_what_has_no_program_is_refused_before_tracing(certified):
+    rows, _, posterior = certified
+    holes = rows.copy()
+    holes[2:, 0] = np.nan
+    with pytest.raises(ValueError, match="needs 3 complete rows, of 24 in data 2"):
         bk.infer(posterior.model, holes, METHOD)
-    with pytest.raises(ValueError, match="trace must be one of"):
-        SDP(trace="sum")
-    with pytest.raises(ValueError, match="finish must be one of"):
-        SDP(finish="messages")
+    model = bk.models.GaussianMixture(5, prior=PRIOR)
+    with pytest.raises(ValueError, match="sketch_size must be at least 5"):
+        bk.infer(model, rows, SDP(sketch_size=4))
 
 
 @pytest.mark.full

@@ -165,15 +165,22 @@ def log_gaussian(distances):
     return -0.5 * jnp.sum(each, axis=-1)
 
 
-def statistics(blocks, rows, gaussians):
-    """Sums over all rows, in blocks of rows: the E-step."""
+def statistics(blocks, rows, gaussians, hard=False):
+    """Sums over all rows, in blocks of rows: the E-step.
+
+    Where it is ``hard``, rows belong wholly to their most probable component.
+    """
 
     def block(total, part):
         values, observed, weights = part
         distances = measure(blocks, values, observed, *gaussians[1:])
         joint = gaussians.log_weights + log_gaussian(distances)
         evidence = logsumexp(joint, axis=-1)
-        share = jnp.exp(joint - evidence[:, None]) * weights[:, None]
+        if hard:
+            share = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
+        else:
+            share = jnp.exp(joint - evidence[:, None])
+        share = share * weights[:, None]
         sums = sums_of(blocks, distances, share)
         found = Statistics(jnp.sum(evidence * weights), *sums)
         return jax.tree.map(jnp.add, total, found), None

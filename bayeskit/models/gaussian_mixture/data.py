@@ -77,7 +77,9 @@ def prepare(model, data, batch):
         _check_columns(data, items[0])
     # A data set of nothing but NaN is no set of missing values: it stays NaN.
     missing = bool(np.isnan(items[~unusable]).any())
-    made = [_table(model, item, missing) for item in items]
+    holes = np.isnan(items[~unusable]).any(axis=2).sum(axis=1)
+    complete = count - int(holes.max(initial=0))
+    made = [_table(model, item, missing, complete) for item in items]
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
     return table, _labels(model, data, values, batch), _groups(data, values, batch)
 
@@ -118,7 +120,7 @@ def blocked(blocks, values, observed, dtype):
     return Rows(cut(values), seen, cut(np.ones(count)))
 
 
-def _table(model, values, missing):
+def _table(model, values, missing, complete):
     dtype = values.dtype
     blocks = model.blocks(values.shape[1])
     observed = ~np.isnan(values)
@@ -150,6 +152,7 @@ def _table(model, values, missing):
         prior,
         None,
         len(values),
+        complete,
         proper,
     )
     if isinstance(model.prior, str):

@@ -11,8 +11,9 @@ is linear in its membership matrices :math:`Z_k = 1_{G_k} 1_{G_k}^T / |G_k|`:
 over positive semi-definite, entrywise non-negative :math:`Z_k` with :math:`\sum_k Z_k 1 = 1` and
 :math:`tr Z_k = 1` (``"group"``) or :math:`\sum_k tr Z_k = K` (``"joint"``). One matrix for all is
 the program of k-means of J. Peng and Y. Wei, 2007. Y. Zhuang, X. Chen and Y. Yang, "Likelihood
-adjusted semidefinite programs for clustering heterogeneous data", ICML 2023; solved by the
-alternating direction method of multipliers.
+adjusted semidefinite programs for clustering heterogeneous data", ICML 2023. Solved exactly by the
+alternating direction method of multipliers, or on factors of low rank
+(:mod:`bayeskit.models.gaussian_mixture.lowrank`).
 """
 
 from typing import Any, NamedTuple
@@ -23,11 +24,17 @@ from optax.assignment import hungarian_algorithm
 
 from bayeskit.codec import storable
 from bayeskit.linalg import safe
+from bayeskit.models.gaussian_mixture import lowrank
 from bayeskit.models.gaussian_mixture.starts import seeded_labels
 
 _RELAXATION = 1.6
 _CHECK = 25
+_ROUND = 50
+_BALANCINGS = 100
+_DESCENTS = 300
 _ROUNDINGS = 8
+_DENSE_ROWS = 1000
+_CERTAIN = 1e-6
 
 
 @storable
@@ -49,20 +56,47 @@ class Certificate(NamedTuple):
     gap: Any
 
 
-class Solution(NamedTuple):
-    """Membership matrices (G, n, n), dual variables ``alpha`` (n,) and ``slack`` (G, n, n) ≥ 0."""
+class Splitting(NamedTuple):
+    """State of the alternating direction method of multipliers.
 
-    matrices: Any
-    alpha: Any
-    slack: Any
+    Attributes
+    ----------
+    semi, positive : arrays (G, n, n)
+        Matrices that are positive semi-definite, and non-negative.
+    first, second : arrays (G, n, n)
+        Scaled multipliers of either: ``-S / penalty`` and ``-B / penalty``.
+    penalty : scalar
+    residual : scalar
+        The larger of the primal and the dual residual, relative.
+    count : scalar
+        Steps made.
+    """
+
+    semi: Any
+    positive: Any
+    first: Any
+    second: Any
+    penalty: Any
+    residual: Any
+    count: Any
 
 
-def affinities(log_weights, logdet, white):
-    """Matrices A (K, n, n) from whitened rows (K, n, d)."""
-    squares = jnp.sum(white**2, axis=-1)
-    inner = jnp.einsum("kid,kjd->kij", white, white)
-    distances = squares[:, :, None] + squares[:, None, :] - 2.0 * inner
-    return (log_weights - 0.5 * logdet)[:, None, None] - 0.25 * jnp.maximum(distances, 0.0)
+class Relaxed(NamedTuple):
+    """What a clustering is rounded from.
+
+    Attributes
+    ----------
+    weights : array (n, G)
+        Row sums of the matrices: soft memberships where there is a matrix a cluster.
+    vectors : array (n, K)
+        Leading eigenvectors of the sum of the matrices.
+    residual : scalar
+        Of the solver.
+    """
+
+    weights: Any
+    vectors: Any
+    residual: Any
 
 
 def on_constraints(matrices, total, joint):
@@ -93,75 +127,142 @@ def semidefinite_part(matrices):
     return kept @ jnp.swapaxes(vectors, -1, -2)
 
 
+def standard(affinity):
+    """Matrices about zero and in units of their largest entry; what was subtracted, the unit."""
+    shift = jnp.mean(affinity)
+    scale = jnp.maximum(jnp.max(jnp.abs(affinity - shift)), jnp.finfo(affinity.dtype).tiny)
+    return (affinity - shift) / scale, shift, scale
+
+
+def start(target, total):
+    """Nothing is known."""
+    zeros = jnp.zeros_like(target)
+    penalty = jnp.asarray(target.shape[-1] / (4.0 * total), target.dtype)
+    residual = jnp.asarray(jnp.inf, target.dtype)
+    return Splitting(zeros, zeros, zeros, zeros, penalty, residual, jnp.asarray(0))
+
+
+def start_from(target, matrices, alpha, total):
+    """From a solution and the multipliers of its row sums; the others follow from these.
+
+    Where a matrix is nothing, non-negativity may bear all that semi-definiteness would not.
+    """
+    left = 0.5 * (alpha[:, None] + alpha) - target
+    nothing = matrices < 1e-3 * jnp.max(matrices)
+    slack = jnp.where(nothing, jnp.maximum(left, 0.0), 0.0)
+    left = left - slack
+    eye = jnp.eye(target.shape[-1], dtype=target.dtype)
+    left = left - safe.eigvalsh(left)[:, :1, None] * eye
+    cold = start(target, total)
+    return cold._replace(
+        semi=matrices,
+        positive=matrices,
+        first=-left / cold.penalty,
+        second=-slack / cold.penalty,
+    )
+
+
+def split(target, total, joint, state, iterations, tolerance, resting):
+    """Steps of the alternating direction method of multipliers.
+
+    Parameters
+    ----------
+    target : array (G, n, n)
+        Standard affinities.
+    total : int
+        K: the sum of all traces.
+    joint : bool
+    state : Splitting
+    iterations : int
+        Largest number, with those made before.
+    tolerance : float
+        Of primal and dual residuals, relative.
+    resting : int
+        The penalty balances residuals until then, but not for ever: convergence needs one that
+        rests.
+
+    Notes
+    -----
+    A step costs O(G n³), memory is some ten matrices (G, n, n).
+    """
+    tiny = jnp.finfo(target.dtype).tiny
+
+    def step(s):
+        middle = 0.5 * (s.semi - s.first + s.positive - s.second) + target / (2.0 * s.penalty)
+        point = on_constraints(middle, total, joint)
+        relaxed = [_RELAXATION * point + (1.0 - _RELAXATION) * z for z in (s.semi, s.positive)]
+        semi = semidefinite_part(relaxed[0] + s.first)
+        positive = jnp.maximum(relaxed[1] + s.second, 0.0)
+        first, second = s.first + relaxed[0] - semi, s.second + relaxed[1] - positive
+        off = jnp.sqrt(jnp.sum((point - semi) ** 2) + jnp.sum((point - positive) ** 2))
+        primal = off / jnp.sqrt(total)
+        moved = s.penalty * jnp.linalg.norm(semi - s.semi + positive - s.positive)
+        dual = moved / jnp.maximum(1.0, s.penalty * jnp.linalg.norm(first + second))
+        count = s.count + 1
+        ratio = jnp.sqrt(primal / jnp.maximum(dual, tiny))
+        unbalanced = (ratio > 2.0) | (ratio < 0.5)
+        adapt = (count % _CHECK == 0) & (count < resting) & unbalanced
+        factor = jnp.where(adapt, jnp.clip(ratio, 0.2, 5.0), 1.0)
+        residual = jnp.maximum(primal, dual)
+        return Splitting(
+            semi, positive, first / factor, second / factor, s.penalty * factor, residual, count
+        )
+
+    def unfinished(s):
+        return (s.count < iterations) & ~(s.residual < tolerance)
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def multipliers(target, state):
+    """Multipliers ``alpha`` (n,) of the row sums and ``slack`` (G, n, n) ≥ 0 of non-negativity."""
+    size = target.shape[-1]
+    slack = jnp.maximum(-state.penalty * state.second, 0.0)
+    # Off the diagonal, affinities, slack and what is left over for semi-definiteness add up to
+    # the means of alpha: least squares.
+    left = jnp.mean(target - state.penalty * state.first + slack, axis=0)
+    left = left - jnp.diag(jnp.diagonal(left))
+    sums = jnp.sum(left, axis=1)
+    return (2.0 * sums - jnp.sum(sums) / (size - 1)) / jnp.maximum(size - 2, 1), slack
+
+
 def solve(affinity, total, joint, iterations, tolerance):
-    """The program's solution by the alternating direction method of multipliers.
+    """The solution by the alternating direction method: ``Splitting``, ``alpha``, ``slack``.
 
     Parameters
     ----------
     affinity : array (G, n, n)
-    total : int
-        K: the sum of all traces.
-    joint : bool
-    iterations : int
-        Largest number.
-    tolerance : float
-        Of primal and dual residuals, relative.
-
-    Notes
-    -----
-    An iteration costs O(G n³), memory is some ten matrices (G, n, n).
+    total, joint, iterations, tolerance
+        As for :func:`split`.
     """
-    size = affinity.shape[-1]
-    shift = jnp.mean(affinity)
-    scale = jnp.maximum(jnp.max(jnp.abs(affinity - shift)), jnp.finfo(affinity.dtype).tiny)
-    target = (affinity - shift) / scale
-    zeros = jnp.zeros_like(affinity)
-
-    def unfinished(carry):
-        return (carry[-2] < iterations) & ~(carry[-1] < tolerance)
-
-    def step(carry):
-        semi, positive, first, second, penalty, count, change = carry
-        middle = 0.5 * (semi - first + positive - second) + target / (2.0 * penalty)
-        point = on_constraints(middle, total, joint)
-        relaxed = [_RELAXATION * point + (1.0 - _RELAXATION) * each for each in (semi, positive)]
-        new_semi = semidefinite_part(relaxed[0] + first)
-        new_positive = jnp.maximum(relaxed[1] + second, 0.0)
-        first, second = first + relaxed[0] - new_semi, second + relaxed[1] - new_positive
-        off = jnp.sqrt(jnp.sum((point - new_semi) ** 2) + jnp.sum((point - new_positive) ** 2))
-        primal = off / jnp.sqrt(total)
-        moved = penalty * jnp.linalg.norm(new_semi - semi + new_positive - positive)
-        dual = moved / jnp.maximum(1.0, penalty * jnp.linalg.norm(first + second))
-        count = count + 1
-        # Residuals are kept in balance, but not for ever: convergence needs a penalty that rests.
-        adapt = (count % _CHECK == 0) & (count < 0.7 * iterations)
-        ratio = jnp.sqrt(primal / jnp.maximum(dual, jnp.finfo(dual.dtype).tiny))
-        unbalanced = (ratio > 2.0) | (ratio < 0.5)
-        factor = jnp.where(adapt & unbalanced, jnp.clip(ratio, 0.2, 5.0), 1.0)
-        change = jnp.maximum(primal, dual)
-        return (
-            new_semi,
-            new_positive,
-            first / factor,
-            second / factor,
-            penalty * factor,
-            count,
-            change,
-        )
-
-    penalty = jnp.asarray(size / (4.0 * total), affinity.dtype)
-    start = (zeros, zeros, zeros, zeros, penalty, jnp.asarray(0))
-    carry = jax.lax.while_loop(unfinished, step, (*start, jnp.asarray(jnp.inf, affinity.dtype)))
-    _, positive, first, second, penalty, _, _ = carry
-    slack = jnp.maximum(-penalty * second, 0.0)
-    # Off the diagonal, affinities, slack and what is left over for semi-definiteness add up to
-    # the means of alpha: least squares.
-    left = jnp.mean(target - penalty * first + slack, axis=0)
-    left = left - jnp.diag(jnp.diagonal(left))
-    sums = jnp.sum(left, axis=1)
-    alpha = (2.0 * sums - jnp.sum(sums) / (size - 1)) / jnp.maximum(size - 2, 1)
+    target, shift, scale = standard(affinity)
+    resting = 0.7 * iterations
+    state = split(target, total, joint, start(target, total), iterations, tolerance, resting)
+    alpha, slack = multipliers(target, state)
     # Constants take a part of the objective that is the same at all feasible points.
-    return Solution(positive, alpha * scale + shift, slack * scale)
+    return state, alpha * scale + shift, slack * scale
+
+
+def relaxed(affinity, total, joint, method, key):
+    """The program solved as ``method`` says.
+
+    Parameters
+    ----------
+    affinity : RowAffinity or MatrixAffinity
+    method : SemidefiniteProgram
+    key : JAX key
+        Of the factors that searches start from.
+    """
+    budget = method.solver_iterations, method.solver_tolerance
+    if method.solver == "low-rank":
+        found = lowrank.solve(affinity, total, joint, *budget, key)
+        columns = jnp.moveaxis(found.factors, 0, 1).reshape(affinity.size, -1)
+        vectors = safe.svd(columns)[0][:, :total]
+        return Relaxed(lowrank.memberships(found.factors), vectors, found.residual)
+    state, _, _ = solve(affinity.dense(), total, joint, *budget)
+    summed = jnp.sum(state.positive, axis=0)
+    vectors = safe.eigh(0.5 * (summed + summed.T))[1][:, -total:]
+    return Relaxed(jnp.sum(state.positive, axis=-1).T, vectors, state.residual)
 
 
 def dual_bound(affinity, alpha, slack, total, joint):
@@ -178,29 +279,207 @@ def dual_bound(affinity, alpha, slack, total, joint):
     return jnp.sum(alpha) + rounding * jnp.sum(jnp.abs(alpha)) + traces
 
 
+def principal_bound(affinity, alpha, total, joint, primal):
+    """Upper bound without multipliers of non-negativity, for any number of rows.
+
+    Parameters
+    ----------
+    affinity : RowAffinity
+    alpha : array (n,)
+        Where the search for the smallest bound starts.
+    primal : scalar
+        An objective that is attained, which the steps aim at (Polyak).
+
+    Notes
+    -----
+    Without them the matrices of :func:`dual_bound` have the columns of the rows, ``1`` and ``v``,
+    so that their eigenvalues are those of a small matrix: O(G n d²) a step.
+    """
+    white, size = affinity.white, affinity.size
+    dtype = white.dtype
+    squares = jnp.sum(white**2, axis=-1)
+    inner = white.shape[-1]
+    core = jnp.diag(jnp.append(jnp.full(inner, 0.5, dtype), jnp.zeros(2, dtype)))
+    core = core.at[inner, inner + 1].set(1.0).at[inner + 1, inner].set(1.0)
+    rounding = 8.0 * size * jnp.finfo(dtype).eps
+
+    def one(alpha, each):
+        constant, rows, squares = each
+        shifted = 0.5 * constant - 0.25 * squares - 0.5 * alpha
+        basis, small = safe.qr(jnp.column_stack([rows, jnp.ones(size, dtype), shifted]))
+        values, vectors = safe.eigh(small @ core @ small.T)
+        top = basis @ vectors[:, -1]
+        # Other directions have the value zero.
+        largest = jnp.maximum(values[-1], 0.0) if size > inner + 2 else values[-1]
+        largest = largest + rounding * jnp.max(jnp.abs(values))
+        steep = (values[-1] > 0) | (size <= inner + 2)
+        return largest, jnp.where(steep, top * jnp.sum(top), 0.0)
+
+    def bound(alpha):
+        largest, slopes = jax.lax.map(
+            lambda each: one(alpha, each), (affinity.constant, white, squares)
+        )
+        margin = rounding * jnp.sum(jnp.abs(alpha))
+        if joint:
+            top = jnp.argmax(largest)
+            return jnp.sum(alpha) + margin + total * largest[top], 1.0 - total * slopes[top]
+        return jnp.sum(alpha) + margin + jnp.sum(largest), 1.0 - jnp.sum(slopes, axis=0)
+
+    def descend(_, carry):
+        alpha, best = carry
+        value, slope = bound(alpha)
+        step = (value - primal) / jnp.maximum(jnp.sum(slope**2), jnp.finfo(dtype).tiny)
+        return alpha - step * slope, jnp.minimum(best, value)
+
+    infinite = jnp.asarray(jnp.inf, dtype)
+    return jax.lax.fori_loop(0, _DESCENTS, descend, (alpha, infinite))[1]
+
+
+def complementary(target, alpha, slack, share, total, joint):
+    """Multipliers near given ones that fit a partition, shares (n, K) of zeros and ones.
+
+    At a partition that solves the program, ``S_k 1 = 0`` on its part, and there is no slack inside
+    it. That says what ``alpha`` and the row sums of the slack are; where the given multipliers are
+    near enough the bound that follows meets the objective to rounding, though theirs does not.
+    """
+    groups = target.shape[0]
+    sizes = jnp.maximum(jnp.sum(share, axis=0), 1.0)
+    largest = safe.eigvalsh(target + slack - 0.5 * (alpha[:, None] + alpha))[:, -1]
+    largest = jnp.broadcast_to(jnp.max(largest) if joint else largest, (total,))
+    parts = jnp.broadcast_to(target, (total, *target.shape[1:]))
+    sums = jnp.einsum("kij,jk->ik", parts, share)
+    inside = jnp.sum(sums * share, axis=0) / sizes - largest
+    alpha = jnp.sum((2.0 * (sums - largest) - inside) / sizes * share, axis=1)
+    needed = 0.5 * (alpha[:, None] * sizes + share.T @ alpha) - sums
+    needed = jnp.maximum(jnp.where(share > 0, 0.0, needed), 0.0)
+    tiny = jnp.finfo(target.dtype).tiny
+
+    if groups == total:
+        own = share.T
+        outside = 1.0 - own
+        toward = slack * outside[:, :, None] * own[:, None, :]
+        have = jnp.sum(toward, axis=-1)
+        ratio = needed.T / jnp.maximum(have, tiny)
+        even = (needed / sizes).T[:, :, None] * own[:, None, :]
+        toward = jnp.where(have[:, :, None] > tiny, toward * ratio[:, :, None], even)
+        rest = slack * outside[:, :, None] * outside[:, None, :]
+        return alpha, rest + toward + jnp.swapaxes(toward, 1, 2)
+
+    # One matrix for all parts: row sums over every part, by turns with symmetry.
+    between = 1.0 - share @ share.T
+    floor = jnp.finfo(target.dtype).eps * jnp.max(slack)
+
+    def balance(_, matrix):
+        have = matrix @ share
+        scaled = matrix * ((needed / jnp.maximum(have, tiny)) @ share.T)
+        return 0.5 * (scaled + scaled.T)
+
+    matrix = jnp.maximum(slack[0], floor) * between
+    return alpha, jax.lax.fori_loop(0, _BALANCINGS, balance, matrix)[None]
+
+
 def value_of(affinity, share):
     """Objective at the membership matrices of a partition, shares (n, K) of zeros and ones."""
-    sums = jnp.einsum("ik,kij,jk->k", share, affinity, share)
+    columns = share.T[:, :, None]
+    if affinity.groups == 1:
+        columns = share[None]
+    sums = jnp.sum(columns * affinity.times(columns), axis=1).reshape(-1)
     return jnp.sum(sums / jnp.maximum(jnp.sum(share, axis=0), 1.0))
 
 
-def certificate(affinity, solution, share, total, joint):
-    """What a partition misses at most, by the multipliers of a solution."""
-    primal = value_of(affinity, share)
-    bound = dual_bound(affinity, solution.alpha, solution.slack, total, joint)
+def certificate(affinity, share, total, joint, method, key):
+    """What a partition misses at most of its program.
+
+    Parameters
+    ----------
+    affinity : RowAffinity or MatrixAffinity
+    share : array (n, K)
+        Of zeros and ones; a partition that the solution is rounded to takes its place if better.
+    method : SemidefiniteProgram
+    key : JAX key
+
+    Returns
+    -------
+    Certificate, share
+
+    Notes
+    -----
+    Factors of low rank come first; the alternating direction method goes on from them, and the best
+    bound of all its multipliers, given and fitted to the partition, counts. Matrices (G, n, n)
+    beyond a thousand rows are too large for it: there :func:`principal_bound` stands alone.
+    """
+    found = lowrank.solve(
+        affinity, total, joint, method.solver_iterations, method.solver_tolerance, key
+    )
+    weights = lowrank.memberships(found.factors)
+    columns = jnp.moveaxis(found.factors, 0, 1).reshape(affinity.size, -1)
+    near = rounded(
+        affinity,
+        Relaxed(weights, safe.svd(columns)[0][:, :total], found.residual),
+        total,
+        joint,
+        key,
+    )
+    values = [value_of(affinity, each) for each in (share, near)]
+    share = jnp.where(values[1] > values[0], near, share)
+    primal = jnp.maximum(*values)
+    if affinity.size > _DENSE_ROWS:
+        bound = principal_bound(affinity, found.alpha, total, joint, primal)
+        return _certificate(primal, bound), share
+    matrices = affinity.dense()
+    target, shift, scale = standard(matrices)
+    lifted = jnp.einsum("gir,gjr->gij", found.factors, found.factors)
+    alpha = (found.alpha - shift) / scale
+    limit = method.solver_iterations
+
+    def bounds(state):
+        given = multipliers(target, state)
+        fitted = complementary(target, *given, share, total, joint)
+        return [
+            dual_bound(matrices, alpha * scale + shift, slack * scale, total, joint)
+            for alpha, slack in (given, fitted)
+        ]
+
+    unit = jnp.maximum(1.0, jnp.abs(primal))
+    reached = jnp.sum(found.factors * affinity.times(found.factors))
+
+    def unfinished(carry):
+        state, bound = carry
+        # The bound is as low as it can be, or nearly: near the partition, or near the relaxation.
+        low = bound - primal <= _CERTAIN * unit
+        low = low | (bound - reached <= method.solver_tolerance * unit)
+        return ~low & (state.count < limit)
+
+    def go_on(carry):
+        state, bound = carry
+        until = jnp.minimum(state.count + _ROUND, limit)
+        state = split(target, total, joint, state, until, 0.0, 0.7 * limit)
+        return state, jnp.fmin(bound, jnp.fmin(*bounds(state)))
+
+    first = start_from(target, lifted, alpha, total)
+    _, bound = jax.lax.while_loop(unfinished, go_on, (first, jnp.fmin(*bounds(first))))
+    return _certificate(primal, bound), share
+
+
+def _certificate(primal, bound):
     return Certificate(primal, bound, (bound - primal) / jnp.maximum(1.0, jnp.abs(primal)))
 
 
 def rounded(affinity, solution, components, joint, key):
-    """A partition (n, K) near a solution, no part of it empty."""
-    matrices = solution.matrices
+    """A partition (n, K) near a solution, no part of it empty.
+
+    By the largest soft membership where every cluster has a matrix and a trace; else by spectral
+    rounding of the sum.
+    """
     if not joint:
-        weights = jnp.sum(matrices, axis=-1).T
-        labels = jnp.argmax(weights, axis=1)
-        return jax.nn.one_hot(filled(labels, weights), components, dtype=affinity.dtype)
-    share = spectral(jnp.sum(matrices, axis=0), components, key)
+        labels = filled(jnp.argmax(solution.weights, axis=1), solution.weights)
+        return jax.nn.one_hot(labels, components, dtype=solution.weights.dtype)
+    share = spectral(solution.vectors, components, key)
+    if affinity.groups == 1:
+        return share
     # Which part has which shape is not said by the sum of the matrices.
-    gain = jnp.einsum("ic,kij,jc->ck", share, affinity, share)
+    columns = jnp.broadcast_to(share, (affinity.groups, *share.shape))
+    gain = jnp.sum(columns * affinity.times(columns), axis=1).T
     gain = gain / jnp.maximum(jnp.sum(share, axis=0), 1.0)[:, None]
     parts, shapes = hungarian_algorithm(-jnp.nan_to_num(gain))
     return jnp.zeros_like(share).at[:, shapes].set(share[:, parts])
@@ -218,10 +497,8 @@ def filled(labels, weights):
     return jax.lax.fori_loop(0, weights.shape[1], fill, labels)
 
 
-def spectral(matrix, components, key):
-    """A partition (n, K): k-means of the leading eigenvectors, the best of several seeds."""
-    _, vectors = safe.eigh(0.5 * (matrix + matrix.T))
-    rows = vectors[:, -components:]
+def spectral(rows, components, key):
+    """A partition (n, K): k-means of the leading eigenvectors (n, K), the best of several seeds."""
 
     def trial(key):
         share = seeded_labels(rows, components, key)
@@ -231,4 +508,4 @@ def spectral(matrix, components, key):
     shares, spreads = jax.lax.map(trial, jax.random.split(key, _ROUNDINGS))
     share = shares[jnp.argmin(spreads)]
     labels = filled(jnp.argmax(share, axis=1), share)
-    return jax.nn.one_hot(labels, components, dtype=matrix.dtype)
+    return jax.nn.one_hot(labels, components, dtype=rows.dtype)

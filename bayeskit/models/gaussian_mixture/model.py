@@ -10,7 +10,7 @@ clustering", Journal of Classification, 2007; messages: C. Bishop, "Pattern reco
 learning", 2006, section 10.2.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from bayeskit.linalg import safe
 from bayeskit.models.base import (
     Prepared,
     SupportsEM,
@@ -28,7 +27,7 @@ from bayeskit.models.base import (
     key_of_lane,
     relative_change,
 )
-from bayeskit.models.gaussian_mixture import conjugate, lifted, sampling, starts
+from bayeskit.models.gaussian_mixture import conjugate, sampling, sketches, starts
 from bayeskit.models.gaussian_mixture import data as tables
 from bayeskit.models.gaussian_mixture.approximation import (
     Certified,
@@ -44,16 +43,7 @@ from bayeskit.validation import check_integer, check_positive
 
 _FINISHING_SWEEPS = 500
 _FINISHING_TOLERANCE = 1e-5
-_PROGRAM_ROWS = 1000
-
-
-class Programs(NamedTuple):
-    """Clusterings (n, K): the last one with its components, and the best one with its objective."""
-
-    share: Any
-    components: Any
-    best: Any
-    objective: Any
+_PROGRAM_ROWS = 3
 
 
 class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
@@ -83,10 +73,10 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     Notes
     -----
     Data for :func:`bayeskit.infer`: an array (n, d), a DataFrame of numbers, or a DataArray; NaN
-    are missing values, which ``EM``, ``MessagePassing`` and ``MCMC`` integrate out (at random
-    missing). Features are standardised inside. Sites: ``weights`` (K,), ``locations`` (K, d),
-    ``covariances`` (K, d, d) where full, (d, d) tied, (K, d) diagonal, (K,) spherical. Components
-    come in the order of falling weight.
+    are missing values, which are integrated out (at random missing); programs of
+    ``SemidefiniteProgram`` have complete rows only. Features are standardised inside. Sites:
+    ``weights`` (K,), ``locations`` (K, d), ``covariances`` (K, d, d) where full, (d, d) tied,
+    (K, d) diagonal, (K,) spherical. Components come in the order of falling weight.
 
     ``EM`` finds the mode of the posterior density of log-odds of weights, locations and precisions;
     its result is the exact posterior of the three given the responsibilities there, and its
@@ -401,105 +391,51 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     def check_sdp(self, method):
         """Priors are as for EM."""
 
-    def _program(self, data, components):
-        """Affinities of all rows under the components' covariances."""
-        blocks = self.blocks(data.unit.size)
-        rows = data.flat(data.rows.values)
-        covariance = conjugate.mode_gaussians(blocks, components).covariance
-        if blocks.dense:
-            lower = safe.cholesky(covariance)
-            columns = jnp.broadcast_to(rows.T, (len(lower), *rows.T.shape))
-            white = jnp.swapaxes(safe.solve_triangular(lower, columns), -1, -2)
-            logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)), axis=-1)
-        else:
-            white = rows / jnp.sqrt(covariance)[:, None]
-            logdet = jnp.sum(jnp.log(covariance), axis=-1)
-        # The classification likelihood has no weights: a component's is not its share of the rows.
-        found = lifted.affinities(0.0, logdet, white)
-        return jnp.broadcast_to(found, (blocks.components, *found.shape[1:]))
+    def check_sdp_data(self, data, method):
+        """Programs are of complete rows."""
+        needed = max(_PROGRAM_ROWS, self.num_components)
+        if data.complete < needed:
+            raise ValueError(
+                f"SemidefiniteProgram needs {needed} complete rows, of {data.count} in data "
+                f"{data.complete} have no NaN: use EM, MessagePassing or MCMC"
+            )
+        if method.sketch_size < needed:
+            raise ValueError(
+                f"sketch_size must be at least {needed} for {self.num_components} components, got "
+                f"{method.sketch_size}"
+            )
 
-    def _clustered(self, data, share):
-        """Components of a clustering, shares (n, K) of zeros and ones, and its objective."""
-        blocks = self.blocks(data.unit.size)
-        whole = starts.sketch(data, data.count)
-        statistics, location = starts.statistics_of(blocks, whole, share)
-        components = self._renew(data, statistics, location, jnp.ones(blocks.components, bool))
-        return components, self.em_objective(data, components)
+    def clustered(self, table, share):
+        """Components of a clustering of one block of rows, and its objective."""
+        blocks = self.blocks(table.unit.size)
+        statistics, location = starts.statistics_of(blocks, table, share)
+        components = self._renew(table, statistics, location, jnp.ones(blocks.components, bool))
+        return components, self.em_objective(table, components)
 
     def sdp_init(self, data, key, lane, initial, method):
-        """The program of k-means, rounded; a given clustering where it is better."""
-        if data.rows.observed is not None:
-            raise ValueError(
-                "SemidefiniteProgram takes complete rows, data has missing values: use EM, "
-                "MessagePassing or MCMC, or leave incomplete rows out"
-            )
-        if data.count > _PROGRAM_ROWS or data.count < 3:
-            raise ValueError(
-                f"SemidefiniteProgram takes 3 to {_PROGRAM_ROWS} rows, data has {data.count}: fit "
-                "some of them, and give the result to EM as initial"
-            )
-        count = self.num_components
-        rows = data.flat(data.rows.values)
-        affinity = lifted.affinities(0.0, jnp.zeros(1, rows.dtype), rows[None])
-        solver = method.solver_iterations, method.solver_tolerance
-        solution = lifted.solve(affinity, count, True, *solver)
-        share = lifted.spectral(solution.matrices[0], count, key_of_lane(key, lane))
-        components, objective = self._clustered(data, share)
-        if initial is not None:
-            blocks = self.blocks(data.unit.size)
-            start = self.start(data, key, lane, initial)
-            gaussians = conjugate.mode_gaussians(blocks, start)
-            distances = conjugate.measure(blocks, rows, None, *gaussians[1:])
-            weights = conjugate.log_gaussian(distances)
-            labels = lifted.filled(jnp.argmax(weights, axis=1), weights)
-            given = jax.nn.one_hot(labels, count, dtype=rows.dtype)
-            other, value = self._clustered(data, given)
-            share, components, objective = jax.tree.map(
-                lambda a, b: jnp.where(value > objective, a, b),
-                (given, other, value),
-                (share, components, objective),
-            )
-        return Programs(share, components, share, objective)
+        """The program of k-means on every sketch of the rows, rounded."""
+        key = key_of_lane(key, lane)
+        given = None if initial is None else self.start(data, key, lane, initial)
+        return sketches.begun(self, data, key, given, method)
 
     def sdp_step(self, data, parameters, method):
-        """The program with the covariances of the last clustering, solved and rounded."""
-        affinity = self._program(data, parameters.components)
-        joint = method.trace == "joint"
-        count = self.num_components
-        solution = lifted.solve(
-            affinity, count, joint, method.solver_iterations, method.solver_tolerance
-        )
-        share = lifted.rounded(affinity, solution, count, joint, jax.random.key(0))
-        components, objective = self._clustered(data, share)
-        changed = 1.0 - jnp.sum(share * parameters.share) / data.count
-        better = objective > parameters.objective
-        best = jnp.where(better, share, parameters.best)
-        new = Programs(share, components, best, jnp.maximum(objective, parameters.objective))
-        return new, parameters.objective, changed
+        """On every sketch the program with the covariances of its last clustering, rounded."""
+        return sketches.continued(self, data, parameters, method)
 
-    def sdp_objective(self, data, parameters):
-        """As for EM, at the best clustering."""
-        return parameters.objective
+    def sdp_lifted(self, data, parameters, method):
+        """Every sketch's best clustering brought to all rows; the best of these."""
+        return sketches.lifted_to_all(self, data, parameters, method)
 
-    def sdp_finish(self, data, parameters, method):
-        """The best clustering, its certificate, and what EM makes of it."""
-        components, _ = self._clustered(data, parameters.best)
-        affinity = self._program(data, components)
-        joint = method.trace == "joint"
-        total = self.num_components
-        solution = lifted.solve(affinity, total, joint, method.solver_iterations, 0.0)
-        near = lifted.rounded(affinity, solution, total, joint, jax.random.key(0))
-        found = [
-            lifted.certificate(affinity, solution, share, total, joint)
-            for share in (near, parameters.best)
-        ]
-        certificate = jax.tree.map(
-            lambda a, b: jnp.where(found[0].primal > found[1].primal, a, b), *found
-        )
-        if method.finish_by == "em":
-            components = self.settled(data, components)
-        approximation, bound, diagnosed = self.em_finish(data, components)
-        return Certified(approximation.components, certificate), bound, diagnosed
+    def sdp_objective(self, data, lifted):
+        """As for EM, at the clustering of all rows."""
+        return lifted.objective
+
+    def sdp_finish(self, data, lifted, method):
+        """What EM makes of the best clustering, or of the given one where that ends better."""
+        lifted = sketches.raced(self, data, lifted, method)
+        approximation, bound, diagnosed = self.em_finish(data, lifted.components)
+        clustered = Certified(approximation.components, lifted.rows, lifted.share)
+        return clustered, bound, (diagnosed, lifted.residual)
 
     # Markov chain Monte Carlo
 

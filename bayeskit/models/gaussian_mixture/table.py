@@ -38,6 +38,8 @@ class Table(eqx.Module):
     start : MixtureComponents or None
         Where the data have chosen the prior: components that were found with it.
     count : int
+    complete : int
+        Rows without a missing value; of a batch, in the data set that has fewest.
     proper : bool
         Whether the prior is a distribution.
     """
@@ -49,6 +51,7 @@ class Table(eqx.Module):
     prior: Any
     start: Any
     count: int = eqx.field(static=True)
+    complete: int = eqx.field(static=True)
     proper: bool = eqx.field(static=True)
 
     def flat(self, values):
