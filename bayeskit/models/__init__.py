@@ -9,8 +9,11 @@ from bayeskit.models.gaussian_mixture import (
     Certificate,
     GaussianMixture,
     GaussianMixturePosterior,
+    MatrixClustering,
     MixturePrediction,
     NormalInverseWishart,
+    cluster_affinity,
+    cluster_distances,
 )
 from bayeskit.models.kronecker_sbl import KroneckerSBL, KroneckerSBLPosterior
 from bayeskit.models.priors import ScaledByData
@@ -24,6 +27,7 @@ __all__ = [
     "GaussianMixturePosterior",
     "KroneckerSBL",
     "KroneckerSBLPosterior",
+    "MatrixClustering",
     "MixturePrediction",
     "Mode",
     "NormalInverseWishart",
@@ -31,4 +35,6 @@ __all__ = [
     "SpectralMixture",
     "SpectralPDE",
     "SpectralPDEPosterior",
+    "cluster_affinity",
+    "cluster_distances",
 ]

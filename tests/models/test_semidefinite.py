@@ -213,3 +213,37 @@ def test_a_bad_clustering_to_start_from_does_no_harm(certified):
     assert errors(again.labels, truth) == 0
     with pytest.raises(TypeError, match="only SemidefiniteProgram certifies, not EM"):
         _ = wrong.certificate
+
+
+def test_matrices_are_clustered_as_well_as_all_partitions_allow():
+    generator = np.random.default_rng(5)
+    points = np.repeat([0.0, 4.0, 9.0], [4, 3, 3]) + generator.normal(size=10)
+    distances = np.abs(points[:, None] - points) ** 1.5
+    best = -np.inf
+    for labels in itertools.product(range(3), repeat=9):
+        member = np.eye(3)[[0, *labels]]
+        sizes = member.sum(axis=0)
+        if np.all(sizes > 0):
+            value = np.sum(np.einsum("ik,ij,jk->k", member, distances, member) / sizes)
+            best = max(best, -0.5 * value)
+    found = bk.models.cluster_distances(distances, 3)
+    assert found.certificate.primal == pytest.approx(best, rel=1e-10)
+    assert best - 1e-9 <= found.certificate.dual_bound <= best + 1e-3 * max(1.0, abs(best))
+    same = bk.models.cluster_affinity(-0.5 * distances, 3)
+    np.testing.assert_array_equal(same.labels, found.labels)
+    assert np.all(np.diff(np.bincount(found.labels)) <= 0)
+
+
+def test_bad_matrices_are_refused_by_name():
+    matrix = np.ones((4, 4))
+    for wrong, message in (
+        (matrix[:3], "affinity must have the shape"),
+        (matrix + np.eye(4, k=1), "affinity must be symmetric"),
+        (matrix * np.nan, "affinity has 16 non-finite values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bk.models.cluster_affinity(wrong, 2)
+    with pytest.raises(ValueError, match="num_clusters must be at most 4"):
+        bk.models.cluster_affinity(matrix, 5)
+    with pytest.raises(ValueError, match="squared_distances must not be negative"):
+        bk.models.cluster_distances(-matrix, 2)

@@ -5,6 +5,11 @@ from bayeskit.models.gaussian_mixture.approximation import (
     MixturePrediction,
 )
 from bayeskit.models.gaussian_mixture.lifted import Certificate
+from bayeskit.models.gaussian_mixture.matrices import (
+    MatrixClustering,
+    cluster_affinity,
+    cluster_distances,
+)
 from bayeskit.models.gaussian_mixture.model import GaussianMixture
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart
 
@@ -12,6 +17,9 @@ __all__ = [
     "Certificate",
     "GaussianMixture",
     "GaussianMixturePosterior",
+    "MatrixClustering",
     "MixturePrediction",
     "NormalInverseWishart",
+    "cluster_affinity",
+    "cluster_distances",
 ]

@@ -497,8 +497,9 @@ class GaussianMixturePosterior(Posterior):
         Notes
         -----
         Computed when it is first asked for: up to ``solver_iterations`` steps of O(K m³) for m rows
-        of the program, fewer where the gap closes. It holds whatever the solver did. Of more than
-        1000 rows the bound leaves non-negativity out, O(m K d²) a step, and is loose.
+        of the program, fewer where the gap closes. It holds whatever the solver did. Beyond 1000
+        rows no such steps are made, and the bound is looser; beyond 2000 it leaves non-negativity
+        out, at O(m K d²), and is far off.
         """
         self._one("certificate")
         if not isinstance(self.approximation, Certified):

@@ -25,6 +25,7 @@ from optax.assignment import hungarian_algorithm
 from bayeskit.codec import storable
 from bayeskit.linalg import safe
 from bayeskit.models.gaussian_mixture import lowrank
+from bayeskit.models.gaussian_mixture.affinity import RowAffinity
 from bayeskit.models.gaussian_mixture.starts import seeded_labels
 
 _RELAXATION = 1.6
@@ -33,7 +34,7 @@ _ROUND = 50
 _BALANCINGS = 100
 _DESCENTS = 300
 _ROUNDINGS = 8
-_DENSE_ROWS = 1000
+_STEP_ROWS, _DENSE_ROWS = 1000, 2000
 _CERTAIN = 1e-6
 
 
@@ -404,9 +405,10 @@ def certificate(affinity, share, total, joint, method, key):
 
     Notes
     -----
-    Factors of low rank come first; the alternating direction method goes on from them, and the best
-    bound of all its multipliers, given and fitted to the partition, counts. Matrices (G, n, n)
-    beyond a thousand rows are too large for it: there :func:`principal_bound` stands alone.
+    Factors of low rank come first, and multipliers that follow from them; the alternating direction
+    method goes on from there, up to 1000 rows. The best bound of all multipliers, as they are and
+    fitted to the partition, counts. Beyond 2000 rows no matrix is formed of what is given as rows:
+    there :func:`principal_bound` stands alone.
     """
     found = lowrank.solve(
         affinity, total, joint, method.solver_iterations, method.solver_tolerance, key
@@ -423,14 +425,14 @@ def certificate(affinity, share, total, joint, method, key):
     values = [value_of(affinity, each) for each in (share, near)]
     share = jnp.where(values[1] > values[0], near, share)
     primal = jnp.maximum(*values)
-    if affinity.size > _DENSE_ROWS:
+    if affinity.size > _DENSE_ROWS and isinstance(affinity, RowAffinity):
         bound = principal_bound(affinity, found.alpha, total, joint, primal)
         return _certificate(primal, bound), share
     matrices = affinity.dense()
     target, shift, scale = standard(matrices)
     lifted = jnp.einsum("gir,gjr->gij", found.factors, found.factors)
     alpha = (found.alpha - shift) / scale
-    limit = method.solver_iterations
+    limit = method.solver_iterations if affinity.size <= _STEP_ROWS else 0
 
     def bounds(state):
         given = multipliers(target, state)
