@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Complex, Inexact
+from scipy.optimize import linear_sum_assignment
 
 from bayeskit._random import numpy_generator
 from bayeskit.datasets.sparse import check_snr
 from bayeskit.validation import check_integer, check_number, check_positive, double_array
 
-__all__ = ["channel_nmse", "nmse", "psnr", "support_recovery_rate", "symbol_error_rate"]
+__all__ = [
+    "channel_nmse",
+    "clustering_error",
+    "nmse",
+    "psnr",
+    "support_recovery_rate",
+    "symbol_error_rate",
+]
 
 
 def nmse(truth: Any, estimate: Any) -> float:
@@ -45,6 +53,46 @@ def nmse(truth: Any, estimate: Any) -> float:
     if not truth.any():
         raise ValueError("truth: got only zeros; expected a non-zero array to normalise by")
     return float(_relative_power(truth, estimate))
+
+
+def clustering_error(truth: Any, labels: Any) -> float:
+    """Share of items outside the best matching of clusters to classes.
+
+    Parameters
+    ----------
+    truth, labels : array (n,)
+        Classes and clusters of the items, by numbers or names; neither need have as many.
+
+    Returns
+    -------
+    float
+        0 is perfect.
+
+    Raises
+    ------
+    ValueError
+        If the arguments have no entries, another number of axes than one, or different lengths,
+        or if a label is missing.
+
+    Examples
+    --------
+    >>> clustering_error(["a", "a", "b", "b"], [1, 1, 1, 0])
+    0.25
+    """
+    pair = {"truth": np.asarray(truth), "labels": np.asarray(labels)}
+    for name, values in pair.items():
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"{name}: got shape {values.shape}; expected (n,), n at least one")
+        if any(value is None or value != value for value in values.tolist()):
+            raise ValueError(f"{name}: got a missing label; expected one for every item")
+    counts = [np.unique(values, return_inverse=True)[1] for values in pair.values()]
+    if counts[0].size != counts[1].size:
+        raise ValueError(
+            f"labels: got {counts[1].size} entries; expected {counts[0].size}, as truth has"
+        )
+    table = np.zeros([each.max() + 1 for each in counts])
+    np.add.at(table, tuple(counts), 1.0)
+    return float(1.0 - table[linear_sum_assignment(-table)].sum() / counts[0].size)
 
 
 def channel_nmse(channels_true: Any, channels_estimated: Any) -> float:

@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from bayeskit.metrics import psnr
-from bayeskit.models import FunctionalTuckerPosterior, KroneckerSBLPosterior
+from bayeskit.models import (
+    FunctionalTuckerPosterior,
+    GaussianMixturePosterior,
+    KroneckerSBLPosterior,
+)
 from bayeskit.posterior import Posterior
 from bayeskit.validation import (
     REAL,
@@ -23,10 +27,17 @@ from bayeskit.validation import (
     double_array,
 )
 
-__all__ = ["plot_convergence", "plot_image_posterior", "plot_mode_functions", "plot_support"]
+__all__ = [
+    "plot_clusters",
+    "plot_convergence",
+    "plot_image_posterior",
+    "plot_mode_functions",
+    "plot_support",
+]
 
 _BAR_LENGTH = 0.8
 _FAR = 1e6  # standard deviations
+_CLEAR = 0.95  # probability of a label
 
 
 def plot_image_posterior(
@@ -345,6 +356,104 @@ def plot_mode_functions(
                 axis.tick_params(axis="x", labelrotation=30, labelsize=8)
             axis.set_title(f"{name}, function {column + 1}", fontsize=10)
         axes[row, 0].set_ylabel(f"mean and {probability:.0%} interval")
+    return figure
+
+
+def plot_clusters(posterior: Any, features: Sequence[Any] | None = None) -> Figure:
+    """Rows of a Gaussian mixture's data by two features, its components, and which are unsure.
+
+    Parameters
+    ----------
+    posterior : GaussianMixturePosterior
+        Of one data set with at least two features.
+    features : two labels, optional
+        Of the horizontal and the vertical axis, as in the data; the first two by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: rows in the colour of their most probable component, rings around those whose
+        component has a probability below 0.95, and ellipses that hold 50 % and 95 % of every
+        component by its mean location and covariance; crosses are locations with two standard
+        deviations. Right: how probable the components of the rows are, in rising order. Rows that
+        miss a shown feature are not on the left.
+
+    Raises
+    ------
+    TypeError
+        For the posterior of a batch or of another family.
+    ValueError
+        If the data have one feature, or if ``features`` are not two different ones of theirs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bayeskit as bk
+    >>> rows = np.random.default_rng(0).normal(size=(60, 2)) + np.repeat([[0.0], [9.0]], 30, axis=0)
+    >>> posterior = bk.infer(bk.models.GaussianMixture(2), rows)
+    >>> len(bk.plots.plot_clusters(posterior).axes)
+    2
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Ellipse
+
+    _require_one_data_set("plot_clusters", posterior, GaussianMixturePosterior)
+    names = posterior.names
+    feature = names.dims[names.observed][-1]
+    known = np.asarray(names.coords[feature]).tolist()
+    chosen = list(known[:2] if features is None else features)
+    if len(chosen) != 2 or chosen[0] == chosen[-1] or any(each not in known for each in chosen):
+        raise ValueError(f"features: got {chosen}; expected two different ones of {known}")
+    pair = [known.index(each) for each in chosen]
+
+    _, values = posterior.prepared.tables["observed_data"][names.observed]
+    shares = posterior.responsibilities()
+    labels, sure = shares.argmax(axis=1), shares.max(axis=1)
+    mean, deviation = posterior.mean, np.sqrt(posterior.variance["locations"])
+    count, size = mean["locations"].shape
+    covariances = {
+        "full": lambda c: c,
+        "tied": lambda c: np.broadcast_to(c, (count, size, size)),
+        "diagonal": lambda c: c[:, :, None] * np.eye(size),
+        "spherical": lambda c: c[:, None, None] * np.eye(size),
+    }[posterior.model.covariance](mean["covariances"])
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=(1.6, 1.0)
+    )
+    points = np.asarray(values)[:, pair]
+    unsure = sure < _CLEAR
+    for k in range(count):
+        colour, own = f"C{k % 10}", labels == k
+        left.plot(*points[own].T, ".", color=colour, markersize=4, label=f"{k}: {own.sum()} rows")
+        place, spread = mean["locations"][k, pair], covariances[k][np.ix_(pair, pair)]
+        lengths, axes = np.linalg.eigh(spread)
+        angle = np.degrees(np.arctan2(axes[1, -1], axes[0, -1]))
+        for probability in (0.5, 0.95):
+            width, height = 2 * np.sqrt(lengths[::-1] * chi2.ppf(probability, 2))
+            left.add_patch(
+                Ellipse(tuple(place), width, height, angle=angle, fill=False, edgecolor=colour)
+            )
+        across, up = 2 * deviation[k, pair]
+        left.errorbar(*place, xerr=across, yerr=up, color="k", lw=1.2)
+    left.plot(
+        *points[unsure].T, "o", color="0.3", fillstyle="none", markersize=7, lw=0,
+        label=f"below {_CLEAR:.0%}: {unsure.sum()}",
+    )  # fmt: skip
+    left.autoscale_view()
+    left.set(xlabel=str(chosen[0]), ylabel=str(chosen[1]), title="rows and components")
+    left.legend(fontsize="small")
+    order = np.argsort(sure)
+    right.scatter(
+        np.arange(1, len(sure) + 1), sure[order], c=[f"C{k % 10}" for k in labels[order]], s=6
+    )
+    right.axhline(_CLEAR, color="0.3", ls=":", lw=0.8)
+    right.set(
+        xlabel="rows, the least sure first",
+        ylabel="probability of the component",
+        ylim=(0.0, 1.02),
+        title="how sure the labels are",
+    )
     return figure
 
 

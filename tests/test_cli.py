@@ -203,13 +203,16 @@ def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path):
     )
     assert result.exit_code == 0, result.output
     names = [f"mri-{f}{end}" for f in (25, 49) for end in ("-convergence.png", ".nc", ".png")]
-    names += ["beijing.png", "beijing.nc", "waves.png", "waves.nc"]
+    names += ["beijing.png", "beijing.nc", "waves.png", "waves.nc", "irises.png", "irises.nc"]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     assert "held-out values inside their 95% interval" in result.output
     held_out = xr.load_datatree(out / "beijing.nc", engine="h5netcdf")["predictions"]["pm25"]
     assert held_out.dims == ("chain", "draw", "observation")
     assert "pixels inside their 90% interval" in result.output
     assert "points inside their 95% interval" in result.output
+    assert "irises in the wrong cluster" in result.output
+    irises = xr.load_datatree(out / "irises.nc", engine="h5netcdf")["posterior"]
+    assert list(irises["feature"].values) == list(datasets.iris().columns[:4])
     waves = xr.load_datatree(out / "waves.nc", engine="h5netcdf")["moments"]["solution_mean"]
     truth = sum(a * np.sin(f * waves.x) for a, f in ((1.0, 1.0), (0.1, 20.0), (0.05, 100.0)))
     np.testing.assert_allclose(waves, truth, atol=1e-8)

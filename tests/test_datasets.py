@@ -18,7 +18,7 @@ def dense(dictionaries):
     return functools.reduce(np.kron, dictionaries)
 
 
-@pytest.mark.parametrize("module", ["sparse", "irs", "images"])
+@pytest.mark.parametrize("module", ["sparse", "irs", "images", "flowers"])
 def test_documented_examples_run(module):
     results = doctest.testmod(importlib.import_module(f"bayeskit.datasets.{module}"))
     assert results.attempted > 0

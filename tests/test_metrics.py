@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -141,3 +142,22 @@ def test_bad_arguments_are_named(call, message):
 def test_other_kinds_are_refused(score, arguments, message):
     with pytest.raises(TypeError, match=message):
         inspect.unwrap(score)(*arguments)  # without the tests' own checks of annotations
+
+
+def test_clustering_error_is_the_best_of_all_matchings():
+    generator = np.random.default_rng(0)
+    for classes, clusters in ((3, 3), (2, 4), (4, 2)):
+        truth, labels = (generator.integers(0, k, 25) for k in (classes, clusters))
+        size = max(classes, clusters)
+        matchings = itertools.permutations(range(size))
+        best = max(np.mean(np.array(each)[labels] == truth) for each in matchings)
+        assert metrics.clustering_error(truth, labels) == pytest.approx(1 - best)
+    for truth, labels, message in (
+        ([1, 2], [1], "labels: got 1"),
+        ([[1]], [1], "truth: got shape"),
+        ([], [], "truth: got shape"),
+        ([1.0, np.nan], [1, 2], "truth: got a missing"),
+        (["a", None], [1, 2], "truth: got a missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metrics.clustering_error(truth, labels)

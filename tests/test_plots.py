@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 
 import bayeskit as bk
 from bayeskit import plots
@@ -173,3 +174,32 @@ def test_support_names_options_out_of_range(posterior, options, error, message):
     with pytest.raises(error, match=message):
         # Without the tests' own checks of annotations.
         inspect.unwrap(plots.plot_support)(posterior, **options)
+
+
+def test_clusters_show_components_at_their_probability_and_unsure_rows():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(90, 3)) + np.repeat([[0.0, 0, 0], [3.0, 1, 0]], [60, 30], axis=0)
+    for covariance in ("full", "tied", "diagonal", "spherical"):
+        posterior = bk.infer(bk.models.GaussianMixture(2, covariance=covariance), rows)
+        left, right = plots.plot_clusters(posterior, [2, 0]).axes
+        shares = posterior.responsibilities()
+        own = rows[shares.argmax(axis=1) == 0][:, [2, 0]]
+        np.testing.assert_array_equal(left.lines[0].get_xydata(), own)
+        ringed = next(line for line in left.lines if line.get_label().startswith("below"))
+        unsure = shares.max(axis=1) < 0.95
+        np.testing.assert_array_equal(ringed.get_xydata(), rows[unsure][:, [2, 0]])
+        np.testing.assert_allclose(
+            right.collections[0].get_offsets()[:, 1], np.sort(shares.max(axis=1))
+        )
+        # The second ellipse of the first component is where the density's 95 % end.
+        turn = np.linspace(0.0, 6.0, 9)
+        circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        edge = left.patches[1].get_patch_transform().transform(circle)
+        edge = edge - posterior.mean["locations"][0, [2, 0]]
+        found = np.asarray(posterior.mean["covariances"])
+        first = found if covariance == "tied" else found[0]
+        spread = (first * np.eye(3) if first.ndim < 2 else first)[np.ix_([2, 0], [2, 0])]
+        squares = np.sum(edge * np.linalg.solve(spread, edge.T).T, axis=1)
+        np.testing.assert_allclose(squares, scipy.stats.chi2.ppf(0.95, 2))
+    with pytest.raises(ValueError, match="features: got"):
+        plots.plot_clusters(posterior, [0, 0])

@@ -18,7 +18,7 @@ from rich.table import Table
 from bayeskit import inference
 from bayeskit.cli.console import InputError, input_checked, make_console, warnings_in_one_line
 from bayeskit.inference.driver import infer
-from bayeskit.models import FunctionalTucker, KroneckerSBL, Mode
+from bayeskit.models import FunctionalTucker, GaussianMixture, KroneckerSBL, Mode
 from bayeskit.validation import check_integer
 
 fit_app = typer.Typer(help="Fit a model to the data in a file.", no_args_is_help=True)
@@ -28,6 +28,8 @@ METHODS = {
     "messages": inference.MessagePassing,
     "mcmc": inference.MCMC,
 }
+_MIXTURE_METHODS = METHODS | {"sdp": inference.SemidefiniteProgram}
+_SURE = 0.95
 _KERNELS = {"matern12": Matern12, "matern32": Matern32, "matern52": Matern52}
 
 
@@ -81,10 +83,10 @@ def fit_sbl(
         _finish(table, posterior, out)
 
 
-def _method(name, options):
-    if name not in METHODS:
-        raise InputError(f"--method {name!r} is not one of {', '.join(METHODS)}")
-    return METHODS[name](**_settings("--option", options, METHODS[name]))
+def _method(name, options, methods=METHODS):
+    if name not in methods:
+        raise InputError(f"--method {name!r} is not one of {', '.join(methods)}")
+    return methods[name](**_settings("--option", options, methods[name]))
 
 
 def _check_out(out, data):
@@ -121,13 +123,18 @@ def _noise_of(posterior):
 
 def _finish(table, posterior, out):
     """Add how the fit ended, and print."""
-    status, console = posterior.convergence, make_console()
+    console = make_console()
+    console.print(_with_status(table, posterior))
+    console.print(f"wrote {out}", soft_wrap=True)
+
+
+def _with_status(table, posterior):
+    status = posterior.convergence
     if posterior.log_evidence is not None:
         table.add_row("log evidence", f"{posterior.log_evidence:.6g} nats")
     table.add_row("converged", f"{'yes' if status.converged else 'NO'}: {status.reason}")
     table.add_row("iterations", f"{status.iterations} in {status.seconds:.1f} s")
-    console.print(table)
-    console.print(f"wrote {out}", soft_wrap=True)
+    return table
 
 
 @fit_app.command("tucker")
@@ -183,6 +190,74 @@ def fit_tucker(
             summary.add_row(f"mode {each.name}", f"{points} points, {found} functions that matter")
         summary.add_row("noise variance", _noise_of(posterior))
         _finish(summary, posterior, out)
+
+
+@fit_app.command("mixture")
+def fit_mixture(
+    data: Annotated[Path, typer.Argument(help="Table: .csv, or .parquet with pyarrow installed.")],
+    components: Annotated[int, typer.Option(help="Number of components.")],
+    out: Annotated[
+        Path | None, typer.Option(help="NetCDF to write the result tree to; none by default.")
+    ] = None,
+    covariance: Annotated[str, typer.Option(help="full, diagonal, tied or spherical.")] = "full",
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(_MIXTURE_METHODS)}; em by default.")
+    ] = None,
+    key: Annotated[int, typer.Option(help="Seed.")] = 0,
+    draws: Annotated[
+        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")
+    ] = 1000,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the method, e.g. max_iterations=1000. Repeatable."),
+    ] = None,
+) -> None:
+    """Gaussian mixture of a table's rows: clusters, their shapes, labels with probabilities.
+
+    Columns that are no numbers are left out, and named. Missing values stay missing.
+    """
+    with input_checked(), warnings_in_one_line():
+        given = method is not None or option
+        chosen = _method(method or "em", option, _MIXTURE_METHODS) if given else None
+        check_integer("--draws", draws, 1)
+        if out is not None:
+            _check_out(out, data)
+        table = _read_table(data)
+        numbers = table.select_dtypes("number")
+        if numbers.empty:
+            raise InputError(f"{data}: no numbers; the columns are {', '.join(table.columns)}")
+        model = GaussianMixture(components, covariance=covariance)
+        posterior: Any = infer(model, numbers, chosen, key=key, progress=sys.stderr.isatty())
+        if out is not None:
+            _save(posterior, out, draws)
+
+        console, left_out = make_console(), [c for c in table.columns if c not in numbers.columns]
+        console.print(_clusters(posterior, numbers.columns))
+        summary = Table(show_header=False, box=rich.box.SIMPLE)
+        if left_out:
+            summary.add_row("columns left out, no numbers", ", ".join(left_out))
+        missing = int(numbers.isna().to_numpy().sum())
+        summary.add_row("rows", f"{len(numbers)}, {missing} missing values")
+        sure = posterior.responsibilities().max(axis=1) > _SURE
+        summary.add_row("rows whose component is clear", f"{sure.mean():.1%} (over {_SURE:.0%})")
+        console.print(_with_status(summary, posterior))
+        if out is not None:
+            console.print(f"wrote {out}", soft_wrap=True)
+
+
+def _clusters(posterior, columns):
+    """Sizes, weights and locations of the components, with standard deviations."""
+    table = Table(title="components", box=rich.box.SIMPLE_HEAD, title_style="bold")
+    mean = posterior.mean
+    deviation = {name: np.sqrt(value) for name, value in posterior.variance.items()}
+    rows = np.bincount(posterior.labels, minlength=len(mean["weights"]))
+    for name in ("", "rows", "weight", *map(str, columns)):
+        table.add_column(name, justify="right")
+    for k, count in enumerate(rows):
+        places = zip(mean["locations"][k], deviation["locations"][k], strict=True)
+        weight = f"{mean['weights'][k]:.3f} ± {deviation['weights'][k]:.3f}"
+        table.add_row(str(k), str(count), weight, *(f"{a:.4g} ± {b:.2g}" for a, b in places))
+    return table
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bayeskit import datasets, inference, metrics
 from bayeskit.cli.air import quickstart_air
+from bayeskit.cli.clusters import quickstart_clusters
 from bayeskit.cli.console import input_checked, make_console, warnings_in_one_line
 from bayeskit.cli.waves import quickstart_waves
 from bayeskit.inference.driver import infer
@@ -45,6 +46,8 @@ def quickstart(
 
     A differential equation whose solution has waves on three scales is solved, with what is not
     known of the solution and its spectrum.
+
+    Irises are clustered by their lengths and widths, and compared with their species.
     """
     console = make_console()
     with input_checked(), warnings_in_one_line():
@@ -71,6 +74,7 @@ def quickstart(
         )
         quickstart_air(console, out, days, draws)
         quickstart_waves(console, out, draws)
+        quickstart_clusters(console, out, draws)
         console.print(f"Pictures and trees are in {out}{os.sep}", soft_wrap=True)
 
 

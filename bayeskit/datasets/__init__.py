@@ -5,6 +5,7 @@ the same data.
 """
 
 from bayeskit.datasets.air import BeijingAir, beijing_air
+from bayeskit.datasets.flowers import iris
 from bayeskit.datasets.images import CompressiveImage, compressive_image, mri_slice
 from bayeskit.datasets.irs import IRSChannelSounding, irs_mimo
 from bayeskit.datasets.sparse import KroneckerSparse, kronecker_sparse
@@ -16,6 +17,7 @@ __all__ = [
     "KroneckerSparse",
     "beijing_air",
     "compressive_image",
+    "iris",
     "irs_mimo",
     "kronecker_sparse",
     "mri_slice",
