@@ -74,9 +74,8 @@ def statistics_of(blocks, table, share):
     """Statistics about zero of all rows (in one block) with memberships (n, K)."""
     rows = jax.tree.map(lambda leaf: leaf[0], table.rows)
     zeros = jnp.zeros((blocks.components, blocks.features), rows.values.dtype)
-    shape = (blocks.groups, blocks.features, blocks.features)[: 3 if blocks.dense else 2]
-    unit = jnp.broadcast_to(jnp.eye(blocks.features, dtype=zeros.dtype), shape)
-    unit = unit if blocks.dense else jnp.ones(shape, zeros.dtype)
+    one = jnp.eye(blocks.features) if blocks.dense else jnp.ones(blocks.features)
+    unit = jnp.broadcast_to(one.astype(zeros.dtype), (blocks.groups, *one.shape))
     distances = conjugate.measure(blocks, rows.values, rows.observed, zeros, unit)
     sums = conjugate.sums_of(blocks, distances, share)
     return conjugate.Statistics(jnp.zeros((), zeros.dtype), *sums), zeros
