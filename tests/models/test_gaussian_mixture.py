@@ -348,6 +348,32 @@ def test_tables_with_few_different_rows_have_finite_answers(table, fitted):
         fitted.predict(np.c_[table, table[:, 0]])
 
 
+def test_integers_are_numbers_and_an_exhausted_budget_is_told(table):
+    whole = np.round(3 * table).astype(int)
+    ours, theirs = (bk.infer(GaussianMixture(2), each) for each in (whole, whole.astype(float)))
+    np.testing.assert_array_equal(ours.mean["locations"], theirs.mean["locations"])
+    brief = bk.inference.EM(max_iterations=1, tolerance=1e-12)
+    with pytest.warns(bk.ConvergenceWarning, match="max_iterations=1"):
+        posterior = bk.infer(GaussianMixture(2), table, brief)
+    assert not posterior.convergence.converged
+    assert np.isfinite(posterior.log_evidence)
+
+
+@pytest.mark.full
+def test_rows_without_any_value_have_the_weights_for_probabilities(table):
+    lost = table.copy()
+    lost[[4, 40]] = np.nan
+    posterior = bk.infer(GaussianMixture(2, prior=PRIOR), lost, bk.inference.EM(**TIGHT))
+    weights = posterior.mean["weights"]
+    np.testing.assert_allclose(posterior.responsibilities()[[4, 40]], [weights] * 2, rtol=1e-8)
+    kept = bk.infer(
+        GaussianMixture(2, prior=PRIOR), np.delete(table, [4, 40], 0), bk.inference.EM(**TIGHT)
+    )
+    np.testing.assert_allclose(posterior.mean["locations"], kept.mean["locations"], atol=0.02)
+    completed = posterior.predict(lost).mean
+    np.testing.assert_allclose(completed[4], weights @ posterior.mean["locations"], rtol=1e-8)
+
+
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::bayeskit.BayeskitWarning")
 def test_difficult_tables_have_finite_answers(table, fitted):
@@ -371,6 +397,12 @@ def test_difficult_tables_have_finite_answers(table, fitted):
         posterior = bk.infer(GaussianMixture(count), data)
         assert all(np.all(np.isfinite(value)) for value in posterior.mean.values())
         assert np.isfinite(posterior.log_evidence)
+        if data is middle:
+            # Equal locations: the narrow component wins where its density is larger.
+            inside = np.sum(data**2, axis=1) < 4 * np.log(15.0) / (0.2**-2 - 3.0**-2)
+            assert np.mean(posterior.labels == posterior.labels[0]) == pytest.approx(0.5, abs=0.05)
+            narrow = posterior.labels[np.argmin(np.sum(data**2, axis=1))]
+            assert np.mean((posterior.labels == narrow) == inside) > 0.95
         if data is wide or data is uneven:
             truth = np.repeat([0, 1], [6, 6] if data is wide else [95, 5])
             assert errors(posterior.labels, truth) == 0
