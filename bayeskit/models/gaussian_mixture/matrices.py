@@ -154,8 +154,9 @@ def _clustered(name, matrix, factor, num_clusters, iterations, tolerance, key):
     )
     with double_precision():
         key = as_key(key, "starts are random")
-        parts = jnp.asarray(0.5 * factor * (matrix + matrix.T)), *map(jnp.asarray, budget)
-        found, share = _solved(*parts, count, key)
+        steps, least = map(jnp.asarray, budget)
+        affinity = jnp.asarray(0.5 * factor * (matrix + matrix.T))
+        found, share = _solved(affinity, steps, least, count, key)
         share = np.asarray(share)
     order = np.argsort(-share.sum(axis=0), kind="stable")
     certificate = Certificate(*(float(value) for value in found))
