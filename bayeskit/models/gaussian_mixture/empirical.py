@@ -64,7 +64,7 @@ def chosen(blocks, statistics, location, earlier, count):
     """The prior of covariances with most evidence given responsibilities, on a grid."""
     prior_location, strength = earlier
     dtype = location.dtype
-    pooled = jnp.sum(conjugate.within(statistics), axis=0) / count
+    pooled = jnp.sum(conjugate.within(statistics), axis=0) / jnp.sum(statistics.counts)
     nothing = jnp.zeros((1, 1, blocks.size, blocks.size), dtype)
     flat = BlockPrior(prior_location, strength, jnp.zeros((), dtype), nothing)
     active = jnp.ones(blocks.components, bool)

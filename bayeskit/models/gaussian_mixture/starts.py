@@ -25,6 +25,8 @@ ROUNDS = 3
 MOVES = 32
 FINALISTS_OF_MOVES = 2
 ROWS = 2048
+FIRST_ROWS = 512
+_ROWS_A_MEAN = 8  # of the first rows, for every number of the components' locations
 _LLOYD = 10
 
 
@@ -121,11 +123,12 @@ def tournament(blocks, table, concentration, key, renewed):
 
     All start from k-means and make some sweeps of messages; the best go on, and from the best one
     moves are tried. ``renewed(earlier, statistics, location)`` is the guess that follows from
-    statistics, and from an earlier guess if it is not ``None``.
+    statistics, and from an earlier guess if it is not ``None``. First sweeps see fewer rows.
     """
+    fewer = sketch(table, max(FIRST_ROWS, _ROWS_A_MEAN * blocks.components * blocks.features))
     pairs = np.argwhere(~np.eye(blocks.components, dtype=bool))
 
-    def sweeps(guess, count):
+    def sweeps(guess, table, count):
         def again(_, guess):
             components = guess.components
             gaussians = conjugate.message_gaussians(blocks, components)
@@ -134,25 +137,26 @@ def tournament(blocks, table, concentration, key, renewed):
 
         return jax.lax.fori_loop(0, count, again, guess)
 
-    def score(guess):
+    def score(guess, table):
         if table.proper:
             return bound_of(blocks, table, guess.prior, concentration, guess.components)
         gaussians = conjugate.mode_gaussians(blocks, guess.components)
         return conjugate.statistics(blocks, table.rows, gaussians).evidence
 
+    def first(earlier, share):
+        guess = renewed(earlier, *statistics_of(blocks, fewer, share))
+        guess = sweeps(guess, fewer, FIRST_SWEEPS)
+        return guess, score(guess, fewer)
+
     def heat(key, metric):
-        share = seeded_labels(table.rows.values[0] * metric, blocks.components, key)
-        guess = sweeps(renewed(None, *statistics_of(blocks, table, share)), FIRST_SWEEPS)
-        return guess, score(guess)
+        return first(None, seeded_labels(fewer.rows.values[0] * metric, blocks.components, key))
 
     def trial(best, pair):
-        share = moved_share(blocks, table, best.components, *pair)
-        guess = sweeps(renewed(best, *statistics_of(blocks, table, share)), FIRST_SWEEPS)
-        return guess, score(guess)
+        return first(best, moved_share(blocks, fewer, best.components, *pair))
 
     def final(guess):
-        guess = sweeps(guess, SWEEPS)
-        return guess, score(guess)
+        guess = sweeps(guess, table, SWEEPS)
+        return guess, score(guess, table)
 
     def finals(scored, count):
         guesses, scores = scored
@@ -179,8 +183,8 @@ def tournament(blocks, table, concentration, key, renewed):
     best = finals(jax.lax.map(lambda seed: heat(*seed), seeds), FINALISTS)
     if table.proper and len(pairs):
         # Not by a likelihood, which has no largest value.
-        first = best, jnp.asarray(True), jnp.asarray(0)
-        best, _, _ = jax.lax.while_loop(growing, round_of_moves, first)
+        carry = best, jnp.asarray(True), jnp.asarray(0)
+        best, _, _ = jax.lax.while_loop(growing, round_of_moves, carry)
     return best[0]
 
 
