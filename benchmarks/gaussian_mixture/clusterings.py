@@ -4,7 +4,6 @@ import time
 import warnings
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
@@ -12,6 +11,8 @@ from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 import bayeskit as bk
 from bayeskit.inference import MessagePassing, SemidefiniteProgram
 from benchmarks.common import Table, median, quantile
+
+error = bk.metrics.clustering_error
 
 DEFAULT = "ours: default (EM)"
 PROGRAM = "ours: SemidefiniteProgram"
@@ -102,14 +103,6 @@ PEERS_NOTE = (
     "5, 10 and 20 that gives most nearly K clusters, and noise goes with the nearest row. A "
     "mixture that fails puts all rows into one cluster."
 )
-
-
-def error(labels, truth):
-    """Share of rows outside the best matching of clusters to classes."""
-    found, classes = (np.unique(each, return_inverse=True)[1] for each in (labels, truth))
-    table = np.zeros((found.max() + 1, classes.max() + 1))
-    np.add.at(table, (found, classes), 1)
-    return 1.0 - table[linear_sum_assignment(-table)].sum() / len(truth)
 
 
 def heterogeneous(seed, features, separation, condition, spread=0.0, components=4, count=200):

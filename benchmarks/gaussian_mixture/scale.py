@@ -4,7 +4,6 @@ import warnings
 
 import jax
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture as PeerMixture
@@ -170,8 +169,8 @@ def both(rows, rounds):
         for each in (values, fresh)
     )
     error = {
-        "ours": mistakes(labels, ours.labels),
-        "peer": mistakes(labels, theirs.predict(values)),
+        "ours": bk.metrics.clustering_error(labels, ours.labels),
+        "peer": bk.metrics.clustering_error(labels, theirs.predict(values)),
         "oracle": float(np.mean(labels != np.argmax(joint(values, *truth()), axis=1))),
     }
     timings = side_by_side(
@@ -206,10 +205,3 @@ def joint(values, weights, locations, covariances):
 def log_likelihood(values, *parameters):
     """Log-likelihood of all rows."""
     return float(np.sum(logsumexp(joint(values, *parameters), axis=1)))
-
-
-def mistakes(truth, labels):
-    """Share of rows in the wrong component, by the best naming of the components."""
-    counts = np.zeros((COMPONENTS, COMPONENTS))
-    np.add.at(counts, (truth, labels), 1)
-    return 1.0 - counts[linear_sum_assignment(-counts)].sum() / len(truth)
