@@ -278,6 +278,7 @@ def test_real_data_under_one_setting():
         assert errors(bk.infer(GaussianMixture(3), rows).labels, truth) <= 6
 
 
+@pytest.mark.full
 def test_strength_of_the_empirical_prior_follows_the_data():
     generator = np.random.default_rng(4)
     noise, place = generator.normal(size=(60, 2)), np.repeat([[0.0, 0.0], [12.0, 0.0]], 30, axis=0)
@@ -429,6 +430,7 @@ def test_components_that_are_not_needed_are_dropped_on_request(table, method):
         bk.infer(sbl, np.ones(2), bk.inference.MessagePassing(prune=0.1))
 
 
+@pytest.mark.full
 def test_batch_may_hold_missing_values(table):
     holes = table.copy()
     holes[::9, 0] = np.nan
