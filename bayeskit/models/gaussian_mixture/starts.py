@@ -181,8 +181,9 @@ def tournament(blocks, table, concentration, key, renewed):
     metrics = jnp.stack([jnp.ones_like(table.unit), table.unit / jnp.max(table.unit)])
     seeds = jax.random.split(key, SEEDS), metrics[jnp.arange(SEEDS) % len(metrics)]
     best = finals(jax.lax.map(lambda seed: heat(*seed), seeds), FINALISTS)
-    if table.proper and len(pairs):
-        # Not by a likelihood, which has no largest value.
+    if table.proper and blocks.components > 2:
+        # Of two components a move is one more seeding. Not by a likelihood, which has no largest
+        # value.
         carry = best, jnp.asarray(True), jnp.asarray(0)
         best, _, _ = jax.lax.while_loop(growing, round_of_moves, carry)
     return best[0]
