@@ -30,12 +30,12 @@ from bayeskit.models.gaussian_mixture.starts import seeded_labels
 
 _RELAXATION = 1.6
 _CHECK = 25
-_ROUND = 50
+_ROUND = 100
 _BALANCINGS = 100
 _DESCENTS = 300
 _ROUNDINGS = 8
 _STEP_ROWS, _DENSE_ROWS = 1000, 2000
-_CERTAIN = 1e-6
+_CERTAIN, _SMALL, _FALL = 1e-6, 100.0, 0.02
 
 
 @storable
@@ -155,11 +155,14 @@ def start_from(target, matrices, alpha, total):
     eye = jnp.eye(target.shape[-1], dtype=target.dtype)
     left = left - safe.eigvalsh(left)[:, :1, None] * eye
     cold = start(target, total)
+    # A quarter of the penalty of a cold start: multipliers are what is still to be found.
+    penalty = 0.25 * cold.penalty
     return cold._replace(
         semi=matrices,
         positive=matrices,
-        first=-left / cold.penalty,
-        second=-slack / cold.penalty,
+        first=-left / penalty,
+        second=-slack / penalty,
+        penalty=penalty,
     )
 
 
@@ -430,7 +433,7 @@ def certificate(affinity, share, total, joint, method, key):
         return _certificate(primal, bound), share
     matrices = affinity.dense()
     target, shift, scale = standard(matrices)
-    lifted = jnp.einsum("gir,gjr->gij", found.factors, found.factors)
+    matrices_of_factors = jnp.einsum("gir,gjr->gij", found.factors, found.factors)
     alpha = (found.alpha - shift) / scale
     limit = method.solver_iterations if affinity.size <= _STEP_ROWS else 0
 
@@ -442,24 +445,25 @@ def certificate(affinity, share, total, joint, method, key):
             for alpha, slack in (given, fitted)
         ]
 
-    unit = jnp.maximum(1.0, jnp.abs(primal))
-    reached = jnp.sum(found.factors * affinity.times(found.factors))
+    least = _CERTAIN * jnp.maximum(1.0, jnp.abs(primal))
 
     def unfinished(carry):
-        state, bound = carry
-        # The bound is as low as it can be, or nearly: near the partition, or near the relaxation.
-        low = bound - primal <= _CERTAIN * unit
-        low = low | (bound - reached <= method.solver_tolerance * unit)
-        return ~low & (state.count < limit)
+        state, bound, _, earlier = carry
+        gap = bound - primal
+        # A gap that hardly falls any more is the relaxation's own, unless it is next to none.
+        falls = (earlier - bound > _FALL * gap) | (gap < _SMALL * least)
+        return (state.count < limit) & (gap > least) & falls
 
     def go_on(carry):
-        state, bound = carry
+        state, bound, before, _ = carry
         until = jnp.minimum(state.count + _ROUND, limit)
         state = split(target, total, joint, state, until, 0.0, 0.7 * limit)
-        return state, jnp.fmin(bound, jnp.fmin(*bounds(state)))
+        return state, jnp.fmin(bound, jnp.fmin(*bounds(state))), bound, before
 
-    first = start_from(target, lifted, alpha, total)
-    _, bound = jax.lax.while_loop(unfinished, go_on, (first, jnp.fmin(*bounds(first))))
+    first = start_from(target, matrices_of_factors, alpha, total)
+    unknown = jnp.asarray(jnp.inf, target.dtype)
+    begun = (first, jnp.fmin(*bounds(first)), unknown, unknown)
+    bound = jax.lax.while_loop(unfinished, go_on, begun)[1]
     return _certificate(primal, bound), share
 
 
