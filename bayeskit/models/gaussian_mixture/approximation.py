@@ -1,5 +1,6 @@
 """Posteriors of Gaussian mixtures."""
 
+import abc
 import math
 from typing import Any
 
@@ -88,12 +89,12 @@ def log_units(data, values, observed):
 class _Mixture(AbstractApproximation):
     """What both forms of posterior compute from densities of rows under components."""
 
+    @abc.abstractmethod
     def student(self, model, data, values, observed):
         """Log joint densities (rows, K), conditional means and variances of missing values.
 
         Of the variance, the part that the components' locations have comes last.
         """
-        raise NotImplementedError
 
     def classify(self, model, data, values, observed):
         """Log density of the observed values (rows,), and log probabilities (rows, K)."""
