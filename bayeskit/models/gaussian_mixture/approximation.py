@@ -90,7 +90,7 @@ class _Mixture(AbstractApproximation):
     """What both forms of posterior compute from densities of rows under components."""
 
     @abc.abstractmethod
-    def student(self, model, data, values, observed):
+    def student(self, model, data, values, observed) -> tuple[Any, Any, Any, Any]:
         """Log joint densities (rows, K), conditional means and variances of missing values.
 
         Of the variance, the part that the components' locations have comes last.
