@@ -173,9 +173,15 @@ def advance(method, model, data, states, size, limit):
 
 
 def start(method, model, data, key, initial):
-    """States of all lanes before the first step."""
-    lanes = jnp.arange(method.lanes)
+    """States of all lanes before the first step.
+
+    A single one is lane 0 as a number of Python's: what other lanes need is then not compiled.
+    """
     keys = jax.random.split(key, method.lanes)
+    if method.lanes == 1:
+        state = method.init(model, data, keys[0], 0, initial)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], state)
+    lanes = jnp.arange(method.lanes)
     return method.map_lanes(lambda lane: method.init(model, data, *lane, initial), (keys, lanes))
 
 

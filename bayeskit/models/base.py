@@ -44,6 +44,11 @@ def key_of_lane(key, lane):
     return jnp.where(lane == 0, jax.random.key(0, impl=jax.random.key_impl(key)), key)
 
 
+def first_or(lane, first, other):
+    """``first()`` for lane 0, ``other()`` for others, which one lane alone does not compile."""
+    return first() if isinstance(lane, int) else jax.lax.cond(lane == 0, first, other)
+
+
 def best_of(candidates, objectives):
     """The candidate (stacked on axis 0) with the largest objective, and its index; NaN is least."""
     index = jnp.argmax(jnp.where(jnp.isnan(objectives), -jnp.inf, objectives))

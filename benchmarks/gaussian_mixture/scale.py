@@ -27,7 +27,7 @@ def run(options):
     report.notes.append(
         f"{COMPONENTS} components in {FEATURES} dimensions, {SEPARATION:g} deviations apart, "
         f"condition {CONDITION:g}, every component's axes its own. Defaults on both sides: ours "
-        "chooses its prior and the best of 32 starts and ends at a relative change of 1e-5; "
+        "chooses its prior and the best of its starts and ends at a relative change of 1e-5; "
         "scikit-learn's makes one start by k-means and ends when a row's log-likelihood changes by "
         "less than 1e-3. By turns in one process, ours compiled before. The oracle knows all "
         "parameters. Log-likelihoods are at the posterior means. A prior trades that of the rows "

@@ -172,21 +172,24 @@ def statistics(blocks, rows, gaussians, hard=False):
     """
 
     def block(total, part):
-        values, observed, weights = part
-        distances = measure(blocks, values, observed, *gaussians[1:])
-        joint = gaussians.log_weights + log_gaussian(distances)
-        evidence = logsumexp(joint, axis=-1)
-        if hard:
-            share = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
-        else:
-            share = jnp.exp(joint - evidence[:, None])
-        share = share * weights[:, None]
-        sums = sums_of(blocks, distances, share)
-        found = Statistics(jnp.sum(evidence * weights), *sums)
+        found = block_statistics(blocks, part, gaussians, hard)
         return jax.tree.map(jnp.add, total, found), None
 
-    zeros = empty_statistics(blocks, rows.values.dtype)
-    return jax.lax.scan(block, zeros, (rows.values, rows.observed, rows.weights))[0]
+    return jax.lax.scan(block, empty_statistics(blocks, rows.values.dtype), rows)[0]
+
+
+def block_statistics(blocks, rows, gaussians, hard=False):
+    """Sums over the rows of one block."""
+    distances = measure(blocks, rows.values, rows.observed, *gaussians[1:])
+    joint = gaussians.log_weights + log_gaussian(distances)
+    evidence = logsumexp(joint, axis=-1)
+    if hard:
+        share = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
+    else:
+        share = jnp.exp(joint - evidence[:, None])
+    share = share * rows.weights[:, None]
+    sums = sums_of(blocks, distances, share)
+    return Statistics(jnp.sum(evidence * rows.weights), *sums)
 
 
 def empty_statistics(blocks, dtype):

@@ -34,18 +34,19 @@ _FLOOR = 1e-6  # of the features' variance, which duplicates and constants have 
 @eqx.filter_jit
 def empirical_prior(blocks, table, concentration):
     """The prior with the best bound after sweeps from several starts, and components under it."""
-    small = starts.sketch(table)
-    dtype = small.rows.values.dtype
-    origin = (jnp.zeros(blocks.features, dtype), jnp.full((), 0.1, dtype))
+    count = min(table.count, starts.ROWS)
 
-    def renewed(guess, statistics, location):
-        earlier = origin if guess is None else moved(blocks, guess.components)
-        prior = chosen(blocks, statistics, location, earlier, small.count)
+    def renewed(guess, statistics, location, anew):
+        prior = jax.lax.cond(
+            anew,
+            lambda: chosen(blocks, statistics, location, moved(blocks, guess.components), count),
+            lambda: guess.prior,
+        )
         active = jnp.ones(blocks.components, bool)
         parts = (prior, concentration, statistics, location, active)
         return starts.Guess(prior, conjugate.renew(blocks, *parts))
 
-    proper = dataclasses.replace(small, proper=True)
+    proper = dataclasses.replace(table, proper=True)
     return starts.tournament(blocks, proper, concentration, jax.random.key(0), renewed)
 
 
@@ -86,7 +87,7 @@ def chosen(blocks, statistics, location, earlier, count):
         return jnp.sum(gain, axis=(-2, -1))
 
     shares = jnp.asarray(_SHRINKAGE if blocks.dense else (0.0,), dtype)
-    scores = jnp.stack([score(share) for share in shares])
+    scores = jax.lax.map(score, shares)
     best = jnp.unravel_index(jnp.argmax(scores), scores.shape)
     scale = factor[best[1], best[2], 0, 0] * _target(blocks, pooled, shares[best[0]])
     return BlockPrior(prior_location, strength, freedom[best[1], 0, 0, 0], scale)

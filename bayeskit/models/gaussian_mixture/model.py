@@ -24,6 +24,7 @@ from bayeskit.models.base import (
     SupportsMCMC,
     SupportsMessages,
     SupportsSDP,
+    first_or,
     key_of_lane,
     relative_change,
 )
@@ -281,7 +282,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
 
             if data.start is None:
                 return in_order(search())
-            return in_order(jax.lax.cond(lane == 0, lambda: data.start, search))
+            return in_order(first_or(lane, lambda: data.start, search))
         weights, location, covariance = sampling.sites_in_blocks(self, data, initial)
         gaussians = conjugate.Gaussians(
             conjugate.log_or_never(weights), location, blocks.spread(covariance)
@@ -290,7 +291,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
         given = self._renew(data, found, location, weights > 0)
         if data.start is None:
             return given
-        return jax.lax.cond(lane == 0, lambda: given, lambda: in_order(data.start))
+        return first_or(lane, lambda: given, lambda: in_order(data.start))
 
     def em_init(self, data, key, lane, initial, m_step):
         """The best of many starts, after some sweeps of messages on some rows."""

@@ -3,6 +3,8 @@
 Then moves that sweeps do not make: a component is dissolved into the others and comes back as half
 of another one (N. Ueda, R. Nakano, Z. Ghahramani and G. Hinton, "SMEM algorithm for mixture
 models", Neural Computation 2000), as long as the bound grows.
+
+Clear components are found from nearly every seed: when the first starts agree, no more are made.
 """
 
 import dataclasses
@@ -13,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.linalg import safe
-from bayeskit.models.base import best_of
 from bayeskit.models.gaussian_mixture import conjugate
 from bayeskit.models.gaussian_mixture.table import Rows
 
@@ -26,22 +27,36 @@ MOVES = 32
 FINALISTS_OF_MOVES = 2
 ROWS = 2048
 FIRST_ROWS = 512
+AGREEING = 16  # starts, at least half of which end at the best
 _ROWS_A_MEAN = 8  # of the first rows, for every number of the components' locations
+_SAME = 0.1  # in nats
+_SETTLED = 0.001  # growth of a sweep, in nats
 _LLOYD = 10
+_FIRST_STRENGTH = 0.1
 
 
-def sketch(table, most=ROWS):
-    """Some rows, evenly spaced, as a table of one block."""
+def sketch(table, most=ROWS, size=None):
+    """Some rows, evenly spaced, as a table of one block, or of blocks that are evenly spaced too.
+
+    Only the last rows of blocks other than the first can have no weight. Rows of several blocks
+    are out of order.
+    """
     count = min(table.count, most)
     index = np.unique(np.linspace(0, table.count - 1, count).astype(int))
+    number = 1 if size is None else -(-len(index) // size)
+    fill = -len(index) % number
+    index = np.append(index, np.repeat(index[-1:], fill)).reshape(-1, number).T
 
     def pick(values):
-        return table.flat(values)[index][None]
+        return table.flat(values)[index]
 
     rows = table.rows
     seen = None if rows.observed is None else pick(rows.observed)
-    picked = Rows(pick(rows.values), seen, pick(rows.weights))
-    return dataclasses.replace(table, rows=picked, count=len(index))
+    weights = pick(rows.weights)
+    if fill:
+        weights = weights.at[-fill:, -1].set(0.0)
+    count = index.size - fill
+    return dataclasses.replace(table, rows=Rows(pick(rows.values), seen, weights), count=count)
 
 
 def seeded_labels(values, components, key):
@@ -50,13 +65,14 @@ def seeded_labels(values, components, key):
     def distances(centers):
         return jnp.sum((values[:, None] - centers) ** 2, axis=-1)
 
-    first, *rest = jax.random.split(key, components)
-    index = jax.random.randint(first, (), 0, values.shape[0])
+    keys = jax.random.split(key, components)
+    index = jax.random.randint(keys[0], (), 0, values.shape[0])
     centers = jnp.broadcast_to(values[index], (components, values.shape[1]))
-    for k, each in enumerate(rest, start=1):
+
+    def seed(k, centers):
         nearest = jnp.min(distances(centers), axis=1)
-        index = jax.random.categorical(each, conjugate.log_or_never(nearest))
-        centers = centers.at[k:].set(values[index])
+        index = jax.random.categorical(keys[k], conjugate.log_or_never(nearest))
+        return jnp.where(jnp.arange(components)[:, None] >= k, values[index], centers)
 
     def lloyd(_, centers):
         member = _nearest(distances(centers), components, values.dtype)
@@ -64,6 +80,7 @@ def seeded_labels(values, components, key):
         means = member.T @ values / jnp.maximum(counts, 1.0)
         return jnp.where(counts > 0, means, centers)
 
+    centers = jax.lax.fori_loop(1, components, seed, centers)
     centers = jax.lax.fori_loop(0, _LLOYD, lloyd, centers)
     return _nearest(distances(centers), components, values.dtype)
 
@@ -73,7 +90,7 @@ def _nearest(distances, components, dtype):
 
 
 def statistics_of(blocks, table, share):
-    """Statistics about zero of all rows (in one block) with memberships (n, K)."""
+    """Statistics about zero of the first block's rows with memberships (n, K)."""
     rows = jax.tree.map(lambda leaf: leaf[0], table.rows)
     zeros = jnp.zeros((blocks.components, blocks.features), rows.values.dtype)
     one = jnp.eye(blocks.features) if blocks.dense else jnp.ones(blocks.features)
@@ -90,6 +107,41 @@ class Guess(NamedTuple):
     components: Any
 
 
+class Sweep(NamedTuple):
+    """A guess, statistics of rows about locations, from which the next follows, and its score."""
+
+    guess: Guess
+    statistics: conjugate.Statistics
+    location: Any
+    score: Any
+
+
+class Search(NamedTuple):
+    """State of a search.
+
+    Attributes
+    ----------
+    best : Sweep
+    pool : Sweep
+        Stacked: those of this round, on the first rows.
+    round, job : int
+        The first round is of seeds, the others of moves; jobs are counted anew in each.
+    first : int
+        How many jobs of the round are sweeps on the first rows; those after them go on from the
+        best of the pool, on all rows.
+    grew, ended : bool
+        Whether this round made the best one better, and whether the search is over.
+    """
+
+    best: Sweep
+    pool: Sweep
+    round: Any
+    job: Any
+    first: Any
+    grew: Any
+    ended: Any
+
+
 def bound_of(blocks, table, prior, concentration, components):
     """Evidence bound in the user's units."""
     gaussians = conjugate.message_gaussians(blocks, components)
@@ -101,7 +153,7 @@ def bound_of(blocks, table, prior, concentration, components):
 def moved_share(blocks, table, components, gone, halved):
     """Memberships (n, K) without component ``gone``, which gets half of component ``halved``.
 
-    The half is on one side of the mean, across the longest axis.
+    The half is on one side of the mean, across the longest axis. Of the first block's rows.
     """
     values, observed = table.rows.values[0], None
     if table.rows.observed is not None:
@@ -118,83 +170,155 @@ def moved_share(blocks, table, components, gone, halved):
     return share.at[:, gone].set(half).at[:, halved].set(own - half)
 
 
+def _nowhere(blocks, prior, dtype):
+    """A guess of components that are all at zero, before the first."""
+    parts = blocks.features if blocks.structure == "diagonal" else 1
+    shape = (blocks.groups, parts)
+    return Guess(
+        prior,
+        conjugate.MixtureComponents(
+            jnp.ones(blocks.components, dtype),
+            jnp.zeros((blocks.components, blocks.features), dtype),
+            jnp.full(blocks.components, _FIRST_STRENGTH, dtype),
+            jnp.ones(shape, dtype),
+            jnp.broadcast_to(jnp.eye(blocks.size, dtype=dtype), (*shape, blocks.size, blocks.size)),
+        ),
+    )
+
+
 def tournament(blocks, table, concentration, key, renewed):
     """The best of many guesses by the bound (by the likelihood, where the prior is flat).
 
-    All start from k-means and make some sweeps of messages; the best go on, and from the best one
-    moves are tried. ``renewed(earlier, statistics, location)`` is the guess that follows from
-    statistics, and from an earlier guess if it is not ``None``. First sweeps see fewer rows.
+    All start from k-means and make some sweeps of messages on the first rows; the best go on with
+    all rows, and from the best one moves are tried. ``renewed(guess, statistics, location, anew)``
+    is the guess that follows from an earlier one and statistics of deviations from ``location``;
+    ``anew`` is false where the guess's prior may be kept.
+
+    All sweeps are those of one loop, whatever they are for: compiling them is what a fit of a
+    small table takes longest for.
     """
-    fewer = sketch(table, max(FIRST_ROWS, _ROWS_A_MEAN * blocks.components * blocks.features))
-    pairs = np.argwhere(~np.eye(blocks.components, dtype=bool))
-
-    def sweeps(guess, table, count):
-        def again(_, guess):
-            components = guess.components
-            gaussians = conjugate.message_gaussians(blocks, components)
-            found = conjugate.statistics(blocks, table.rows, gaussians)
-            return renewed(guess, found, components.location)
-
-        return jax.lax.fori_loop(0, count, again, guess)
-
-    def score(guess, table):
-        if table.proper:
-            return bound_of(blocks, table, guess.prior, concentration, guess.components)
-        gaussians = conjugate.mode_gaussians(blocks, guess.components)
-        return conjugate.statistics(blocks, table.rows, gaussians).evidence
-
-    def first(earlier, share):
-        guess = renewed(earlier, *statistics_of(blocks, fewer, share))
-        guess = sweeps(guess, fewer, FIRST_SWEEPS)
-        return guess, score(guess, fewer)
-
-    def heat(key, metric):
-        return first(None, seeded_labels(fewer.rows.values[0] * metric, blocks.components, key))
-
-    def trial(best, pair):
-        return first(best, moved_share(blocks, fewer, best.components, *pair))
-
-    def final(guess):
-        guess = sweeps(guess, table, SWEEPS)
-        return guess, score(guess, table)
-
-    def finals(scored, count):
-        guesses, scores = scored
-        order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores))[:count]
-        found = jax.lax.map(final, jax.tree.map(lambda leaf: leaf[order], guesses))
-        return best_of(found, found[1])[0]
-
-    def growing(carry):
-        _, grew, count = carry
-        return grew & (count < ROUNDS)
-
-    def round_of_moves(carry):
-        best, _, count = carry
-        order = jax.random.permutation(jax.random.fold_in(key, count), len(pairs))[:MOVES]
-        found = jax.lax.map(lambda pair: trial(best[0], pair), jnp.asarray(pairs)[order])
-        other = finals(found, FINALISTS_OF_MOVES)
-        grew = other[1] > best[1]
-        return jax.tree.map(lambda a, b: jnp.where(grew, a, b), other, best), grew, count + 1
-
+    size = max(FIRST_ROWS, _ROWS_A_MEAN * blocks.components * blocks.features)
+    table = sketch(table, ROWS, size)
+    rows, dtype = table.rows, table.unit.dtype
+    keys = jax.random.split(key, SEEDS)
     # Every other seeding is in the user's units: where features have one in common, those that
     # vary more tell more.
     metrics = jnp.stack([jnp.ones_like(table.unit), table.unit / jnp.max(table.unit)])
-    seeds = jax.random.split(key, SEEDS), metrics[jnp.arange(SEEDS) % len(metrics)]
-    best = finals(jax.lax.map(lambda seed: heat(*seed), seeds), FINALISTS)
-    if table.proper and blocks.components > 2:
-        # Of two components a move is one more seeding. Not by a likelihood, which has no largest
-        # value.
-        carry = best, jnp.asarray(True), jnp.asarray(0)
-        best, _, _ = jax.lax.while_loop(growing, round_of_moves, carry)
-    return best[0]
+    pairs = jnp.asarray(np.argwhere(~np.eye(blocks.components, dtype=bool)).reshape(-1, 2))
+    # Of two components a move is one more seeding. Not by a likelihood, which has no largest value.
+    moves = min(MOVES, len(pairs)) if table.proper and blocks.components > 2 else 0
+
+    def statistics(gaussians, number):
+        def block(index, total):
+            part = jax.tree.map(lambda leaf: leaf[index], rows)
+            found = conjugate.block_statistics(blocks, part, gaussians)
+            return jax.tree.map(jnp.add, total, found)
+
+        return jax.lax.fori_loop(0, number, block, conjugate.empty_statistics(blocks, dtype))
+
+    def swept(sweep, number, most, anew):
+        """The last of some sweeps over a number of blocks of rows."""
+
+        def growing(carry):
+            _, growth, count = carry
+            return (count < most) & (growth > _SETTLED)
+
+        def again(carry):
+            old, _, count = carry
+            guess = renewed(old.guess, old.statistics, old.location, anew)
+            parts = guess.components
+            found = statistics(conjugate.message_gaussians(blocks, parts), number)
+            score = found.evidence
+            if table.proper:
+                score = score - conjugate.divergence(blocks, guess.prior, concentration, parts)
+            new = Sweep(guess, found, parts.location, score)
+            return new, jnp.abs(score - old.score), count + 1
+
+        carry = sweep, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)
+        last = jax.lax.while_loop(growing, again, carry)[0]
+        score = last.score
+        if not table.proper:
+            gaussians = conjugate.mode_gaussians(blocks, last.guess.components)
+            score = statistics(gaussians, number).evidence
+        return last._replace(score=jnp.where(jnp.isnan(score), -jnp.inf, score))
+
+    def opening(search):
+        """Statistics of a seeding, or of a move from the best."""
+        job, best = search.job, search.best.guess
+
+        def seeding():
+            values = rows.values[0] * metrics[job % len(metrics)]
+            return seeded_labels(values, blocks.components, keys[job])
+
+        def move():
+            order = jax.random.permutation(jax.random.fold_in(key, search.round), len(pairs))
+            return moved_share(blocks, table, best.components, *pairs[order[job]])
+
+        of_seeds = search.round == 0
+        share = jax.lax.cond(of_seeds, seeding, move) if moves else seeding()
+        guess = jax.tree.map(lambda a, b: jnp.where(of_seeds, a, b), start.guess, best)
+        found, location = statistics_of(blocks, table, share)
+        return Sweep(guess, found, location, start.score)
+
+    def unfinished(search):
+        return ~search.ended
+
+    def work(search):
+        job, first, seeded = search.job, search.first, search.round == 0
+        final = job >= first
+        place = jnp.where(final, jnp.argmax(search.pool.score), job)
+        kept = jax.tree.map(lambda leaf: leaf[place], search.pool)
+        sweep = jax.lax.cond(final, lambda: kept, lambda: opening(search))
+        number = jnp.where(final, rows.weights.shape[0], 1)
+        # On the first rows, moves are compared under the prior of what they move from.
+        most = jnp.where(final, SWEEPS, FIRST_SWEEPS)
+        sweep = swept(sweep, number, most, anew=final | seeded)
+        pool = jax.tree.map(lambda leaf, new: leaf.at[place].set(new), search.pool, sweep)
+        better = final & ((sweep.score > search.best.score) | (seeded & ~search.grew))
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), sweep, search.best)
+        grew, job = search.grew | better, job + 1
+
+        near = jnp.sum(pool.score >= jnp.max(pool.score) - _SAME)
+        agreed = seeded & ~final & (job >= AGREEING) & (2 * near >= job)
+        first = jnp.where(agreed, job, first)
+        # Those that went on do not do so again.
+        score = jnp.where(final, pool.score.at[place].set(-jnp.inf), pool.score)
+        # Seeds that agree are finals of the same.
+        finals = jnp.where(seeded & (first == SEEDS), FINALISTS, FINALISTS_OF_MOVES)
+        over = job >= first + finals
+        ended = over & (~grew | (search.round >= (ROUNDS if moves else 0)))
+        return Search(
+            best,
+            pool._replace(score=jnp.where(over, -jnp.inf, score)),
+            search.round + over,
+            jnp.where(over, 0, job),
+            jnp.where(over, moves, first),
+            grew & ~over,
+            ended,
+        )
+
+    nothing = _nowhere(blocks, table.prior, dtype)
+    empty = conjugate.empty_statistics(blocks, dtype)
+    shapes = jax.eval_shape(renewed, nothing, empty, nothing.components.location, True)
+    prior = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.prior)
+    start = Sweep(
+        nothing._replace(prior=prior),
+        empty,
+        nothing.components.location,
+        jnp.asarray(-jnp.inf, dtype),
+    )
+    pool = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (SEEDS, *leaf.shape)), start)
+    no, zero = jnp.asarray(False), jnp.asarray(0)
+    search = Search(start, pool, zero, zero, jnp.asarray(SEEDS), no, no)
+    return jax.lax.while_loop(unfinished, work, search).best.guess
 
 
 def searched(blocks, table, concentration, key):
     """Components of the best of many starts under the table's prior."""
 
-    def renewed(earlier, statistics, location):
+    def renewed(guess, statistics, location, anew):
         active = jnp.ones(blocks.components, bool)
         parts = (table.prior, concentration, statistics, location, active)
-        return Guess(table.prior, conjugate.renew(blocks, *parts))
+        return guess._replace(components=conjugate.renew(blocks, *parts))
 
-    return tournament(blocks, sketch(table), concentration, key, renewed).components
+    return tournament(blocks, table, concentration, key, renewed).components
