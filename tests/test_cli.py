@@ -264,10 +264,18 @@ def with_first_method_only(experiment):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name, each in EXPERIMENTS.items() if each.published])
 def test_reproduced_errors_are_no_worse_than_the_published(name):
     experiment = EXPERIMENTS[name]
     rows = experiment.run(2 if name.startswith("funbat") else 5, lambda line: None)
     score = next(each for each in ("median NMSE", "error") if each in rows[0].scores)
     best = min(row.scores[score] for row in rows)
     assert best <= min(row.scores[score] for row in experiment.published)
+
+
+@pytest.mark.full
+def test_clusters_are_found_nearly_as_well_as_with_the_true_components():
+    *ours, oracle = EXPERIMENTS["ilasdp-clusters"].run(10, lambda line: None)
+    best = min(row.scores["mean error"] for row in ours)
+    # Ten sets of 200 rows: a standard deviation of the difference is below 0.005.
+    assert oracle.scores["mean error"] - 0.01 <= best <= oracle.scores["mean error"] + 0.02

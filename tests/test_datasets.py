@@ -18,7 +18,7 @@ def dense(dictionaries):
     return functools.reduce(np.kron, dictionaries)
 
 
-@pytest.mark.parametrize("module", ["sparse", "irs", "images", "flowers"])
+@pytest.mark.parametrize("module", ["sparse", "irs", "images", "flowers", "clusters"])
 def test_documented_examples_run(module):
     results = doctest.testmod(importlib.import_module(f"bayeskit.datasets.{module}"))
     assert results.attempted > 0
@@ -331,3 +331,42 @@ def test_beijing_air_has_the_published_rows_and_splits():
     predicted = air.table["day"][~train].map(means).fillna(pm25[train].mean())
     error = np.sqrt(np.mean((predicted - pm25[~train]) ** 2))
     np.testing.assert_allclose(error, 0.2665, atol=5e-4)
+
+
+def test_clusters_have_the_covariances_and_the_bayes_error_that_they_are_said_to_have():
+    data = datasets.gaussian_clusters(
+        3, components=3, features=5, rows=60_000, separation=2.0, condition=8.0, spread=0.5
+    )
+    between = data.locations[:, None] - data.locations
+    away = np.linalg.norm(between, axis=-1)
+    np.testing.assert_allclose(away[~np.eye(3, dtype=bool)], 2.0, rtol=1e-12)
+    values = np.linalg.eigvalsh(data.covariances)
+    assert np.all(values[:, -1] / values[:, 0] <= 8.0)
+    np.testing.assert_allclose(np.mean(np.log(values), axis=1), [-0.5, 0.0, 0.5], atol=1e-12)
+    for k in range(3):
+        rows = data.rows[data.labels == k]
+        white = np.linalg.solve(
+            np.linalg.cholesky(data.covariances[k]), (rows - data.locations[k]).T
+        )
+        # Of 20 000 rows: entries of the covariance have standard deviations of at most 0.01.
+        np.testing.assert_allclose(np.cov(white), np.eye(5), atol=0.05)
+        np.testing.assert_allclose(white.mean(axis=1), 0.0, atol=0.04)
+
+    round_ones = datasets.gaussian_clusters(
+        4, components=2, features=3, rows=40_000, separation=3.0, condition=1.0
+    )
+    missed = np.mean(round_ones.oracle() != round_ones.labels)
+    expected = 0.5 * math.erfc(1.5 / math.sqrt(2))  # Φ(-Δ/2)
+    assert abs(missed - expected) < 5 * math.sqrt(expected / 40_000)
+
+
+def test_clusters_that_cannot_be_are_refused_by_name():
+    for wrong, named in (
+        ({"components": 5, "features": 4}, "components"),
+        ({"rows": 201}, "rows"),
+        ({"separation": 0.0}, "separation"),
+        ({"condition": 0.5}, "condition"),
+        ({"spread": np.inf}, "spread"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            datasets.gaussian_clusters(0, **wrong)

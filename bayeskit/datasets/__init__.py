@@ -5,6 +5,7 @@ the same data.
 """
 
 from bayeskit.datasets.air import BeijingAir, beijing_air
+from bayeskit.datasets.clusters import GaussianClusters, gaussian_clusters
 from bayeskit.datasets.flowers import iris
 from bayeskit.datasets.images import CompressiveImage, compressive_image, mri_slice
 from bayeskit.datasets.irs import IRSChannelSounding, irs_mimo
@@ -13,10 +14,12 @@ from bayeskit.datasets.sparse import KroneckerSparse, kronecker_sparse
 __all__ = [
     "BeijingAir",
     "CompressiveImage",
+    "GaussianClusters",
     "IRSChannelSounding",
     "KroneckerSparse",
     "beijing_air",
     "compressive_image",
+    "gaussian_clusters",
     "iris",
     "irs_mimo",
     "kronecker_sparse",

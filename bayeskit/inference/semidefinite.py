@@ -85,7 +85,7 @@ class SemidefiniteProgram(_Ascent):
         solver="low-rank",
         sketch_size=500,
         num_sketches=3,
-        finish="em",
+        finish: str | None = "em",
         max_iterations=10,
         tolerance=1e-9,
         restarts=1,

@@ -105,26 +105,6 @@ PEERS_NOTE = (
 )
 
 
-def heterogeneous(seed, features, separation, condition, spread=0.0, components=4, count=200):
-    """Rows and classes: centres equally far apart, covariances at random.
-
-    Eigenvalues have uniform logarithms within a ratio ``condition`` and a geometric mean of one,
-    then ``exp(spread)`` times the last component's for the next. Four centres in four or more
-    dimensions are a simplex of that side.
-    """
-    generator = np.random.default_rng(seed)
-    turn = np.linalg.qr(generator.normal(size=(features, features)))[0]
-    centers = separation / np.sqrt(2) * np.eye(components, features) @ turn
-    rows = []
-    for k in range(components):
-        axes = np.linalg.qr(generator.normal(size=(features, features)))[0]
-        logs = generator.uniform(-0.5, 0.5, features) * np.log(condition)
-        logs += spread * (k - (components - 1) / 2) - np.mean(logs)
-        noise = generator.normal(size=(count // components, features))
-        rows.append(centers[k] + noise * np.exp(0.5 * logs) @ axes.T)
-    return np.concatenate(rows), np.repeat(np.arange(components), count // components)
-
-
 class FromLabels(bk.Posterior):
     """What a clustering says of a mixture's parameters under a prior, to start a method from."""
 
