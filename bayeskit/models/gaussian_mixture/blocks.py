@@ -44,6 +44,11 @@ class Blocks:
         return 1 if self.structure == "tied" else self.components
 
     @property
+    def parts(self):
+        """Number of blocks in a group."""
+        return self.features if self.structure == "diagonal" else 1
+
+    @property
     def size(self):
         """Rows of a block, p."""
         return self.features if self.dense else 1

@@ -107,7 +107,7 @@ class BlockPrior(NamedTuple):
 
 def flat_prior(blocks, dtype):
     """A density of one in locations and precisions: its mode is the likelihood's."""
-    shape = (1, 1, blocks.size, blocks.size)
+    shape = (1, blocks.parts, blocks.size, blocks.size)
     return BlockPrior(
         jnp.zeros(blocks.features, dtype),
         jnp.zeros((), dtype),

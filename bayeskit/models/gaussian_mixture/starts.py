@@ -172,16 +172,15 @@ def moved_share(blocks, table, components, gone, halved):
 
 def _nowhere(blocks, prior, dtype):
     """A guess of components that are all at zero, before the first."""
-    parts = blocks.features if blocks.structure == "diagonal" else 1
-    shape = (blocks.groups, parts)
+    shape = (blocks.groups, blocks.parts, blocks.size, blocks.size)
     return Guess(
         prior,
         conjugate.MixtureComponents(
             jnp.ones(blocks.components, dtype),
             jnp.zeros((blocks.components, blocks.features), dtype),
             jnp.full(blocks.components, _FIRST_STRENGTH, dtype),
-            jnp.ones(shape, dtype),
-            jnp.broadcast_to(jnp.eye(blocks.size, dtype=dtype), (*shape, blocks.size, blocks.size)),
+            jnp.ones((blocks.groups, 1), dtype),
+            jnp.broadcast_to(jnp.eye(blocks.size, dtype=dtype), shape),
         ),
     )
 
@@ -299,14 +298,7 @@ def tournament(blocks, table, concentration, key, renewed):
 
     nothing = _nowhere(blocks, table.prior, dtype)
     empty = conjugate.empty_statistics(blocks, dtype)
-    shapes = jax.eval_shape(renewed, nothing, empty, nothing.components.location, True)
-    prior = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.prior)
-    start = Sweep(
-        nothing._replace(prior=prior),
-        empty,
-        nothing.components.location,
-        jnp.asarray(-jnp.inf, dtype),
-    )
+    start = Sweep(nothing, empty, nothing.components.location, jnp.asarray(-jnp.inf, dtype))
     pool = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (SEEDS, *leaf.shape)), start)
     no, zero = jnp.asarray(False), jnp.asarray(0)
     search = Search(start, pool, zero, zero, jnp.asarray(SEEDS), no, no)
