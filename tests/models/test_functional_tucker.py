@@ -106,7 +106,7 @@ def planted_posterior():
     places, clean, noisy = planted(0)
     model = FunctionalTucker(["a", "b", "c"], ranks=(2, 3, 2))
     train = np.arange(len(clean)) < 1200
-    posterior = bk.infer(model, (places[train], noisy[train]), EM(tolerance=1e-4))
+    posterior = bk.infer(model, (places[train], noisy[train]), EM(tolerance=1e-3))
     return posterior, places[~train], clean[~train], noisy[~train]
 
 
@@ -115,9 +115,9 @@ def test_planted_core_is_recovered_with_calibrated_intervals(planted_posterior):
     posterior, places, clean, noisy = planted_posterior
     prediction = posterior.predict(places)
     error = prediction.mean - clean
-    assert np.sqrt(np.mean(error**2)) < 0.025  # 0.0126 to 0.0167 with four seeds
+    assert np.sqrt(np.mean(error**2)) < 0.025  # 0.0126 to 0.0162 with three seeds
     z2 = np.mean(error**2 / prediction.variance)
-    assert 0.3 < z2 < 2.0  # 0.6 to 0.9 with four seeds
+    assert 0.3 < z2 < 2.0  # 0.6 to 0.95 with three seeds
     noise = np.sqrt(posterior.mean["noise_variance"])
     np.testing.assert_allclose(noise, 0.05, rtol=0.1)
     predictive = posterior.predict(places, include_noise=True)
