@@ -2,7 +2,7 @@
 
 A sketch is a random subset of the complete rows. Its programs know nothing of the other rows; the
 clustering found is lifted to these by the components' densities (covariances and determinants
-included, whatever values are missing), never by the nearest centre. X. Zhuang, X. Chen and Y. Yang,
+included, whatever values are missing), never by the nearest centre. Y. Zhuang, X. Chen and Y. Yang,
 "Sketch-and-lift: scalable subsampled semidefinite program for k-means clustering", AISTATS 2022.
 """
 
