@@ -117,7 +117,7 @@ def by_data_set(case, results, names):
     for number, each in enumerate(results):
         cells = []
         for name in names:
-            inside = name in each["with"]
-            cells.append(f"{each['without'][name]:.3f} → {each['with'][name]:.3f}" * inside or "–")
+            pair = [each[how].get(name) for how in ("without", "with")]
+            cells.append("–" if None in pair else "{:.3f} → {:.3f}".format(*pair))
         rows.append((number, each["given"], *cells))
     return Table(f"{case}: by data set, without → with", ("", "given", *names), rows)
