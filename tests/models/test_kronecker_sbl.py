@@ -194,12 +194,13 @@ def test_mean_field_moments_are_those_of_inverse_gamma_variables(problem):
     }
     model = bk.models.KroneckerSBL(problem.dictionaries, **priors)
     posterior = bk.infer(model, problem.measurements, MessagePassing())
-    draws = posterior.sample(0, 20_000)
+    count = 5000
+    draws = posterior.sample(0, count)
     for site in ("scales_0", "scales_2", "noise_variance"):
         mean, variance = posterior.mean[site], posterior.variance[site]
-        error = (draws[site].mean(0) - mean) / np.sqrt(variance / 20_000)
+        error = (draws[site].mean(0) - mean) / np.sqrt(variance / count)
         # scales_0 rests on 4096 draws of its own.
-        assert np.max(np.abs(error)) < 5 * np.sqrt(1 + 20_000 / 4096 * (site == "scales_0"))
+        assert np.max(np.abs(error)) < 5 * np.sqrt(1 + count / 4096 * (site == "scales_0"))
         np.testing.assert_allclose(draws[site].var(0), variance, rtol=0.15)
     # A new measurement has E σ² around its mean, and inverse-gamma variables tell it from
     # 1 / E[1 / σ²] by the factor a / (a - 1).
