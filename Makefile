@@ -34,7 +34,7 @@ export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
     --xla_cpu_parallel_codegen_split_count=1
 
-PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal --basetemp=$(VENV)/pytest
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --basetemp=$(VENV)/pytest
 
 .PHONY: quickstart test test-full test-lowest lint types docs benchmarks clean
 .NOTPARALLEL:
