@@ -291,7 +291,7 @@ def _clusters(seeds: int, report: Callable[[str], None]) -> list[Row]:
     for name, method in methods.items():
         scores = []
         for seed in range(seeds):
-            data = gaussian_clusters(seed, features=4, separation=4.0)
+            data = gaussian_clusters(seed)
             begun = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", BayeskitWarning)
@@ -301,7 +301,7 @@ def _clusters(seeds: int, report: Callable[[str], None]) -> list[Row]:
         report(f"{name}: {seeds} data sets")
         results.append(Row(name, _OURS, seeds, _clustering_scores(scores)))
     for seed in range(seeds):
-        data = gaussian_clusters(seed, features=4, separation=4.0)
+        data = gaussian_clusters(seed)
         errors.append((clustering_error(data.labels, data.oracle()), 0.0))
     results.append(Row("true components", _OURS, seeds, _clustering_scores(errors)))
     return results
@@ -357,7 +357,7 @@ EXPERIMENTS = {
     ),
     "gphm-poisson-2d": _poisson_experiment(("x", "y"), 400, (0.4676, 9.06), {"default EM": EM()}),
     "ilasdp-clusters": Experiment(
-        title="four clusters of different shapes in 4 dimensions, 4 deviations apart, 200 rows",
+        title="four clusters of different shapes in 4 dimensions, 5 deviations apart, 200 rows",
         notes=(
             "Shares of rows in the wrong cluster. iLA-SDP is the paper's algorithm (Y. Zhuang, X. "
             "Chen and Y. Yang, ICML 2023) with the covariances' prior chosen by the evidence.",
