@@ -46,7 +46,9 @@ def key_of_lane(key, lane):
 
 def first_or(lane, first, other):
     """``first()`` for lane 0, ``other()`` for others, which one lane alone does not compile."""
-    return first() if isinstance(lane, int) else jax.lax.cond(lane == 0, first, other)
+    if isinstance(lane, int):
+        return first() if lane == 0 else other()
+    return jax.lax.cond(lane == 0, first, other)
 
 
 def best_of(candidates, objectives):

@@ -4,7 +4,7 @@ Then moves that sweeps do not make: a component is dissolved into the others and
 of another one (N. Ueda, R. Nakano, Z. Ghahramani and G. Hinton, "SMEM algorithm for mixture
 models", Neural Computation 2000), as long as the bound grows.
 
-Clear components are found from nearly every seed: when the first starts agree, no more are made.
+Clear components are found from nearly every seed: when the first ones agree, there are no more.
 """
 
 import dataclasses
