@@ -267,11 +267,22 @@ def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix not in readers:
         raise InputError(f"{path}: expected a file that ends with {' or '.join(readers)}")
     try:
-        return readers[path.suffix](path)
+        # Columns of pandas' own types with missing entries are stored by NumPy's.
+        return _with_numpy_types(readers[path.suffix](path))
     except ImportError:
         raise InputError(f"{path}: Parquet needs pyarrow, install bayeskit[parquet]") from None
     except Exception as error:  # whatever the readers make of what is no table
         raise InputError(f"{path}: cannot be read ({error})") from error
+
+
+def _with_numpy_types(table):
+    """Columns of pandas' own numbers as NumPy's; integers with missing entries as floats."""
+    kinds = {}
+    for name, column in table.items():
+        kind = getattr(column.dtype, "numpy_dtype", None)
+        if kind is not None and kind.kind in "iufb":
+            kinds[name] = np.dtype(float) if column.hasnans else kind
+    return table.astype(kinds)
 
 
 def _mode(text, table) -> Mode:
@@ -309,7 +320,8 @@ def _lengthscale(text, given):
 def _make_dates(name, table):
     """Turn a column of texts into datetimes, where that is what they are."""
     try:
-        table[name] = pd.to_datetime(table[name], format="ISO8601")
+        dates = pd.to_datetime(table[name], format="ISO8601")
+        table[name] = dates if dates.dt.tz is None else dates.dt.tz_convert(None)
     except (ValueError, TypeError):
         raise InputError(
             f"--mode {name}: the column has neither numbers nor ISO dates; write {name}:categorical"

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import xarray as xr
@@ -144,6 +145,73 @@ def test_functions_are_aligned_whatever_the_start(planted_posterior):
         posterior.mode_function("d")
 
 
+def test_effective_ranks_are_principal_parts_of_the_fitted_table(planted_posterior):
+    """By a dense singular value decomposition, also where components are collinear."""
+    generator = np.random.default_rng(0)
+    places = generator.integers(0, 6, (150, 2)) / 5
+    values = np.sin(5 * places[:, 0]) * (1 + places[:, 1]) + 0.05 * generator.normal(size=150)
+    method = MessagePassing(max_iterations=30, tolerance=0.0)
+    collinear = fit_quietly(
+        FunctionalTucker(["a", "b"], ranks=3, core="cp"), (places, values), method
+    )
+    for posterior in (collinear, planted_posterior[0]):
+        model, mean = posterior.prepared.model, posterior.mean
+        roots = [
+            np.sqrt(np.bincount(at) / len(at))[:, None] * mean[f"mode_{mode.name}"]
+            for mode, at in zip(
+                model.modes, map(np.asarray, model.positions(posterior.prepared.data)), strict=True
+            )
+        ]
+        # Functions weighted by how often a point was seen; orthogonal factors change no rank.
+        small = [np.linalg.qr(root)[1] for root in roots]
+        if model.core == "cp":
+            table = np.einsum("ar,br->ab", *small)
+        else:
+            table = np.einsum("ijk,ai,bj,ck->abc", mean["core"], *small)
+        for k, mode in enumerate(model.modes):
+            power = np.linalg.svd(np.moveaxis(table, k, 0).reshape(table.shape[k], -1))[1] ** 2
+            expected = np.sum(power > 1e-3 * power.sum())
+            assert posterior.effective_ranks[mode.name] == expected
+    assert collinear.effective_ranks == {"a": 1, "b": 1}
+
+
+@pytest.fixture(scope="module")
+def line_chains(line):
+    model = FunctionalTucker(
+        [Mode("x", kernel=Matern32(lengthscale=LENGTHSCALE))],
+        ranks=1,
+        core="cp",
+        noise_variance=NOISE,
+        offset=0.0,
+        scale=1.0,
+        kernel_priors={
+            name: dist.LogNormal(0.0 if "variance" in name else np.log(LENGTHSCALE), 0.01)
+            for name in ("lengthscale", "variance", "constant_variance")
+        },
+    )
+    data = (line[0][:, None], line[1])
+    return bk.infer(model, data, MCMC(num_warmup=300, num_samples=1000, num_chains=2), key=0)
+
+
+@pytest.mark.full
+def test_functions_of_chains_are_known_anywhere(line_chains, line_posterior):
+    """One mode without a core: the function is the Gaussian process, up to its sign."""
+    points = np.array([-2.0, 0.1, 0.55, 3.0])
+    found, expected = (
+        line_chains.mode_function("x", points),
+        line_posterior.predict(points[:, None]),
+    )
+    sign = np.sign(expected.mean.sum())
+    mean, deviation = sign * found.mean[:, 0], np.sqrt(expected.variance)
+    assert np.all(np.abs(mean - expected.mean) < 0.2 * deviation)
+    np.testing.assert_allclose(found.variance[:, 0], expected.variance, rtol=0.3)
+    at = line_chains.names.coords["x"]
+    np.testing.assert_allclose(
+        line_chains.mode_function("x", at).mean, line_chains.mode_function("x").mean, rtol=1e-6
+    )
+    assert line_chains.effective_ranks == {"x": 1}
+
+
 def test_unneeded_components_vanish_and_unneeded_modes_become_constant():
     generator = np.random.default_rng(1)
     places = generator.uniform(size=(400, 2))
@@ -198,6 +266,44 @@ def test_tables_arrays_and_row_order_give_the_same():
     assert list(tree["moments"].coords["station"].values) == ["north", "south", "west"]
     assert tree["moments"].coords["day"].dtype.kind == "M"
     assert "day" in repr(frame.model)
+
+
+def test_dates_in_every_form_are_the_same_points():
+    plain = fit_quietly(table_model(), FRAME)
+    zone = FRAME["day"].dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo")
+    for days in (zone, FRAME["day"].dt.date, FRAME["day"].dt.to_pydatetime()):
+        posterior = fit_quietly(table_model(), FRAME.assign(day=np.asarray(days, object)))
+        np.testing.assert_array_equal(posterior.names.coords["day"], plain.names.coords["day"])
+    fit_zone = fit_quietly(table_model(), FRAME.assign(day=zone))
+    assert fit_zone.log_evidence == plain.log_evidence
+    one = plain.mode_function("day", pd.Timestamp("2020-01-03"))
+    np.testing.assert_array_equal(one.mean, plain.mode_function("day").mean[1:2])
+    early = FRAME.assign(day=np.datetime64("1600-01-01", "s") + np.arange(12) * 86400)
+    with pytest.raises(ValueError, match=r"dates outside 1677.* first is 1600-01-01"):
+        bk.infer(table_model(), early)
+    with pytest.raises(ValueError, match=r"first is 2300-01-01"):
+        plain.predict(FRAME[:1].assign(day=np.array(["2300-01-01"], "datetime64[s]")))
+    mixed = [pd.Timestamp("2020-01-03"), pd.Timestamp("2020-01-03", tz="UTC")]
+    with pytest.raises(ValueError, match="with a time zone and dates without"):
+        plain.mode_function("day", mixed)
+
+
+def test_numbers_as_categories_are_the_same_in_every_type():
+    frame = FRAME.assign(station=np.repeat([1, 2, 4], 4), day=np.tile([3.0, 1.0, 2.0, 5.0], 3))
+    posterior = fit_quietly(table_model(), frame)
+    expected = posterior.predict(frame[["day", "station"]]).mean
+    rows = frame[["day", "station"]].to_numpy(float)
+    for inputs in (
+        rows,
+        rows.tolist(),
+        tuple(map(tuple, rows)),
+        frame.astype({"station": "uint8"}),
+    ):
+        np.testing.assert_array_equal(posterior.predict(inputs).mean, expected)
+    # Two rows of two modes are rows, as nested sequences of numbers always are.
+    np.testing.assert_array_equal(posterior.predict(((3, 1), (1, 1))).mean, expected[:2])
+    assert posterior.predict(pd.DataFrame({"day": [], "station": []})).mean.shape == (0,)
+    assert posterior.mode_function("station", []).mean.shape == (0, 1)
 
 
 def test_missing_entries_of_an_array_are_left_out():
@@ -320,10 +426,19 @@ def changed(array, index, value):
         ((PLACES, VALUES + 1j), TypeError, "real numbers"),
         (pd.DataFrame({"x": VALUES, "value": VALUES}), ValueError, r"no column \['z'\]"),
         (xr.DataArray(PLACES, dims=("x", "y")), ValueError, "dims"),
+        (xr.DataArray([["a"]], dims=("x", "z")), TypeError, "values must be real numbers"),
+        (
+            pd.DataFrame(np.zeros((2, 3)), columns=["x", "x", "value"]).assign(z=0),
+            ValueError,
+            r"several columns \['x'\]",
+        ),
+        ((PLACES, (1e-11 * VALUES).astype(np.float32)), ValueError, "float32 does not hold"),
+        ((changed(changed(PLACES, 0, 1e308), 1, -1e308), VALUES), ValueError, "range beyond"),
         (VALUES, TypeError, "pair"),
         (((np.array(["a"] * 6), VALUES), VALUES), TypeError, "categorical=True"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_data_are_refused_by_name(data, kind, text):
     with pytest.raises(kind, match=text):
         bk.infer(FunctionalTucker(["x", "z"], ranks=1), data)
@@ -332,9 +447,15 @@ def test_bad_data_are_refused_by_name(data, kind, text):
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        ({"modes": "x", "ranks": 1}, TypeError, "sequence"),
-        ({"modes": [], "ranks": 1}, TypeError, "sequence"),
+        ({"modes": "x", "ranks": 1}, TypeError, "list or tuple"),
+        ({"modes": [], "ranks": 1}, TypeError, "list or tuple"),
         ({"modes": ["x", "x"], "ranks": 1}, ValueError, "different names"),
+        ({"modes": None, "ranks": 1}, TypeError, "list or tuple"),
+        ({"modes": ["x", "rank_x"], "ranks": 1}, ValueError, r"called \['rank_x'\]"),
+        ({"modes": ["x", "observation"], "ranks": 1}, ValueError, "result's own"),
+        ({"modes": ["x", "a/b"], "ranks": 1}, ValueError, "names with '/'"),
+        ({"modes": ["x"], "ranks": 1, "value": "core"}, ValueError, r"called \['core'\]"),
+        ({"modes": ["x", "z"], "ranks": 2.0}, TypeError, "positive integer, or one a mode"),
         ({"modes": ["x", "z"], "ranks": 0}, ValueError, "positive integers"),
         ({"modes": ["x", "z"], "ranks": (1, 2, 3)}, ValueError, "one a mode"),
         ({"modes": ["x", "z"], "ranks": (1, 2), "core": "cp"}, ValueError, "equal ranks"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from bayeskit import statespace
@@ -302,8 +303,8 @@ class FunctionalTuckerPosterior(Posterior):
         Parameters
         ----------
         mode : str
-        points : array (points,), optional
-            Where; the points of the fit by default, which is the only place for chains.
+        points : number, date, name or array of them (points,), optional
+            Where; the points of the fit by default.
 
         Returns
         -------
@@ -318,57 +319,66 @@ class FunctionalTuckerPosterior(Posterior):
         k = self._mode(mode)
         model = self.prepared.model
         dims = self.names.dims[f"mode_{mode}"]
-        if self.chains is not None:
-            if points is not None:
-                raise TypeError("functions of chains are known at the points of the fit only")
-            drawn = self.to_datatree(sites=[f"mode_{mode}"])["posterior"].dataset
-            draws = drawn[f"mode_{mode}"].values
-            draws = aligned(draws.reshape(-1, *draws.shape[2:]), mixing=model.core == "tucker")
-            return Prediction(draws.mean(axis=0), draws.var(axis=0), dims)
         known = self.names.coords[mode]
-        points = known if points is None else np.atleast_1d(np.asarray(points))
+        if points is None:
+            points = known
+        elif not isinstance(points, (np.ndarray, pd.Series, pd.Index)):
+            points = points if isinstance(points, (list, tuple)) else [points]
+            points = pd.Series(points) if points else known[:0]
         with double_precision():
             column = tables.check_column(model.modes[k], points)
             span = tables.span_of(model.modes[k], known)
             steps, at_known, at_points = tables.union(model.modes[k], known, column, span)
-            found = self.evaluate(moments_at_points, k, steps, at_known)
-        mean, second = found.mean, found.second
-        turn = principal_axes(mean[np.asarray(at_known)], mixing=model.core == "tucker")
-        covariance = second - mean[:, :, None] * mean[:, None, :]
+            where = (k, steps, at_known)
+            if self.chains is None:
+                found = jax.tree.map(
+                    lambda leaf: leaf[None], self.evaluate(moments_at_points, *where)
+                )
+            else:
+                found = self.evaluate(moments_of_draws, *where, self._drawn())
+        means = found.mean
+        turns = turns_of(means[:, np.asarray(at_known)], mixing=model.core == "tucker")
         at_points = np.asarray(at_points)
-        variance = np.einsum("ir,nij,jr->nr", turn, covariance[at_points], turn)
-        return Prediction((mean @ turn)[at_points], np.maximum(variance, 0.0), dims)
+        covariances = (found.second - means[..., :, None] * means[..., None, :])[:, at_points]
+        turned = np.einsum("snj,sjr->snr", means[:, at_points], turns)
+        variance = np.mean(np.einsum("sir,snij,sjr->snr", turns, covariances, turns), axis=0)
+        variance = np.maximum(variance, 0.0) + turned.var(axis=0)
+        return Prediction(turned.mean(axis=0), variance, dims)
+
+    def _drawn(self):
+        """Draws of the chains by site, one after the other."""
+        drawn = self.to_datatree()["posterior"].dataset
+        return {str(name): v.values.reshape(-1, *v.shape[2:]) for name, v in drawn.items()}
 
     @property
     def effective_ranks(self) -> dict[str, int]:
         """Number of functions of every mode that matter.
 
         Principal parts of the fitted values, mode by mode, that have more than a thousandth of
-        their mean square over the observations.
+        their mean square, where rows have independent indices of the observations' frequencies.
+        Of chains the median over draws.
         """
         if self.batch is not None:
             raise TypeError("effective_ranks is for one data set")
-        model, mean = self.prepared.model, self.mean
+        model = self.prepared.model
         index = [np.asarray(i) for i in model.positions(self.prepared.data)]
-        grams = []
-        for mode, at in zip(model.modes, index, strict=True):
-            rows = mean[f"mode_{mode.name}"][at]
-            grams.append(rows.T @ rows / len(rows))
-        if model.core == "cp":
-            size = np.prod([np.diag(gram) for gram in grams], axis=0)
-            count = int(np.sum(size > _SHARE_THAT_MATTERS * size.sum()))
-            return {mode.name: count for mode in model.modes}
-        found = {}
-        for k, mode in enumerate(model.modes):
-            core = mean["core"]
-            for j, gram in enumerate(grams):
-                values, vectors = np.linalg.eigh(gram)
-                root = vectors * np.sqrt(np.maximum(values, 0.0))
-                core = np.moveaxis(np.tensordot(core, root, axes=(j, 0)), -1, j)
-            unfolded = np.moveaxis(core, k, 0).reshape(len(grams[k]), -1)
-            size = np.linalg.svd(unfolded, compute_uv=False) ** 2
-            found[mode.name] = int(np.sum(size > _SHARE_THAT_MATTERS * size.sum()))
-        return found
+        if self.chains is None:
+            draws = {name: value[None] for name, value in self.mean.items()}
+        else:
+            draws = self._drawn()
+        weights = [np.bincount(at) / len(at) for at in index]
+        functions = [draws[f"mode_{mode.name}"] for mode in model.modes]
+        grams = [
+            np.einsum("snr,n,snq->srq", each, weight, each)
+            for each, weight in zip(functions, weights, strict=True)
+        ]
+        ranks = []
+        for draw in zip(*grams, strict=True):
+            core = None if model.core == "cp" else draws["core"][len(ranks)]
+            parts = [principal_parts(draw, core, k) for k in range(len(draw))]
+            ranks.append([np.sum(p > _SHARE_THAT_MATTERS * p.sum()) for p in parts])
+        typical = np.median(ranks, axis=0)
+        return {mode.name: int(rank) for mode, rank in zip(model.modes, typical, strict=True)}
 
 
 def moments_at_points(approximation, model, data, k, steps, known):
@@ -376,6 +386,41 @@ def moments_at_points(approximation, model, data, k, steps, known):
     functions = approximation.functions()
     inputs = tables.Inputs((steps,), (known,), (known,))
     return moments_of_mode(functions, model, k, inputs.steps[0], inputs.known[0])
+
+
+def moments_of_draws(approximation, model, data, k, steps, known, sites):
+    """As :func:`moments_at_points`, given every draw (draws, …) of a sampler."""
+
+    def of_draw(sites):
+        values = [sites[f"mode_{mode.name}"] for mode in model.modes]
+        functions = pinned(values, model.logs_of(sites, data), model, data)
+        return moments_of_mode(functions, model, k, steps, known)
+
+    return jax.lax.map(of_draw, sites)
+
+
+def principal_parts(grams, core, k):
+    """Squares of the singular values of the fitted values, unfolded along mode ``k``.
+
+    Parameters
+    ----------
+    grams : list of arrays (R_j, R_j)
+        Second moments of every mode's functions over the rows.
+    core : array (R_1, …, R_K) or None
+    k : int
+    """
+    if core is None:
+        others = np.prod([gram for j, gram in enumerate(grams) if j != k], axis=0)
+        others = np.broadcast_to(others, grams[k].shape)
+    else:
+        unfolded = np.moveaxis(core, k, 0)
+        weighted = unfolded
+        for j, gram in enumerate(gram for i, gram in enumerate(grams) if i != k):
+            weighted = np.moveaxis(np.tensordot(weighted, gram, axes=(j + 1, 0)), -1, j + 1)
+        size = len(grams[k])
+        others = weighted.reshape(size, -1) @ unfolded.reshape(size, -1).T
+    root = np.linalg.cholesky(grams[k] + 1e-14 * np.trace(grams[k]) * np.eye(len(grams[k])))
+    return np.maximum(np.linalg.eigvalsh(root.T @ others @ root), 0.0)
 
 
 def principal_axes(mean, mixing):
@@ -391,11 +436,16 @@ def principal_axes(mean, mixing):
     return turn * sign
 
 
-def aligned(draws, mixing):
-    """Draws (draws, points, R) turned to the last one, and that one to its principal axes."""
-    reference = draws[-1] @ principal_axes(draws[-1], mixing)
-    result = np.empty_like(draws)
-    for i, draw in enumerate(draws):
+def turns_of(draws, mixing):
+    """Orthogonal matrices (draws, R, R) that turn functions (draws, points, R) to the last ones.
+
+    Those are turned to their principal axes.
+    """
+    axes = principal_axes(draws[-1], mixing)
+    reference = draws[-1] @ axes
+    result = np.empty((len(draws), *axes.shape))
+    result[-1] = axes
+    for i, draw in enumerate(draws[:-1]):
         product = draw.T @ reference
         if mixing:
             left, _, right = np.linalg.svd(product)
@@ -404,5 +454,5 @@ def aligned(draws, mixing):
             rows, columns = linear_sum_assignment(-np.abs(product))
             turn = np.zeros_like(product)
             turn[rows, columns] = np.where(product[rows, columns] < 0, -1.0, 1.0)
-        result[i] = draw @ turn
+        result[i] = turn
     return result

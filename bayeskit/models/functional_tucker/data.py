@@ -1,5 +1,6 @@
 """From tables to what the computations use: checks, unique points, units, blocks of rows."""
 
+import datetime
 import math
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ from bayeskit.validation import check_finite, values_of
 _SKETCH_ROWS = 1024
 _BLOCK_NUMBERS = 2**22
 _LARGEST_BLOCK = 2**17
+_NUMBERS = "fiu"
+# Of nanoseconds in 64 bits.
+_LAST_DATE = np.datetime64((2**63 - 1) // 10**9, "s")
+_FIRST_DATE = np.datetime64(-((2**63 - 1) // 10**9), "s")
 
 
 class Observations(eqx.Module):
@@ -88,6 +93,9 @@ def columns_of(model, data, with_values=True):
             raise ValueError(
                 f"data has no column {missing}: expected {wanted}, got {list(data.columns)}"
             )
+        repeated = sorted({name for name in wanted if list(data.columns).count(name) > 1})
+        if repeated:
+            raise ValueError(f"data has several columns {repeated}: expected one of each name")
         columns = [data[name] for name in names]
         values = data[model.value].to_numpy() if with_values else None
         return columns, values
@@ -102,7 +110,7 @@ def columns_of(model, data, with_values=True):
         indices, values = data, None
     if isinstance(indices, pd.DataFrame):
         columns, _ = columns_of(model, indices, with_values=False)
-    elif isinstance(indices, tuple) and len(indices) == len(names) and np.ndim(indices[0]):
+    elif _is_columns(indices, len(names)):
         columns = list(indices)
     else:
         array = values_of("indices", indices)
@@ -120,6 +128,16 @@ def columns_of(model, data, with_values=True):
     return columns, values
 
 
+def _is_columns(indices, count):
+    """Whether the indices are a tuple of columns; nested sequences of numbers are rows."""
+    arrays = (np.ndarray, jax.Array, pd.Series, pd.Index, xr.DataArray)
+    return (
+        isinstance(indices, tuple)
+        and len(indices) == count
+        and all(isinstance(column, arrays) and np.ndim(column) == 1 for column in indices)
+    )
+
+
 def joined(model, data, new_data):
     """Rows of two tables: a DataFrame where both are, else columns and values, on the host.
 
@@ -131,7 +149,7 @@ def joined(model, data, new_data):
     parts = [_one(model, *columns_of(model, gathered(each))) for each in (data, new_data)]
     for k, mode in enumerate(model.modes):
         kinds = [part["columns"][k].dtype.kind for part in parts]
-        if kinds[0] != kinds[1] and not set(kinds) <= set("iu"):
+        if not _comparable(*kinds):
             types = [part["columns"][k].dtype for part in parts]
             raise TypeError(f"index {mode.name!r} has {types[1]}, the data so far have {types[0]}")
     if isinstance(data, pd.DataFrame) and isinstance(new_data, pd.DataFrame):
@@ -142,9 +160,16 @@ def joined(model, data, new_data):
     return tuple(np.concatenate(pair) for pair in columns), values
 
 
+def _comparable(kind, other):
+    """Whether two columns' entries can be the same: both numbers, or of one kind."""
+    return kind == other or {kind, other} <= set(_NUMBERS)
+
+
 def _columns_of_array(names, data):
     if set(names) != set(data.dims):
         raise ValueError(f"data has the dims {data.dims}, the modes are {tuple(names)}")
+    if data.dtype.kind not in _NUMBERS:
+        raise TypeError(f"values must be real numbers, got {data.dtype}")
     array = data.transpose(*names)
     present = np.nonzero(~np.isnan(np.asarray(array.values, float)))
     columns = [
@@ -157,15 +182,21 @@ def _columns_of_array(names, data):
 def check_values(name, values):
     """Values as finite real numbers, in their own precision."""
     values = values_of(name, values)
-    if values.dtype.kind not in "fiu":
+    if values.dtype.kind == "O":
+        values = _as_floats(values)
+    if values.dtype.kind not in _NUMBERS:
         raise TypeError(f"{name} must be real numbers, got {values.dtype}")
     values = values if values.dtype == np.float32 else values.astype(np.float64)
     return check_finite(name, values, "leave out rows without a value")
 
 
 def check_column(mode, column):
-    """An index column: categories as they are, other indices as float64 or datetimes."""
+    """An index column: categories as they are, other indices as float64 or datetimes in UTC."""
+    if isinstance(getattr(column, "dtype", None), pd.DatetimeTZDtype):
+        column = pd.Series(column).dt.tz_convert("UTC").dt.tz_localize(None)
     array = values_of(f"index {mode.name!r}", column)
+    if array.ndim != 1:
+        raise ValueError(f"index {mode.name!r} must have the shape (N,), got {array.shape}")
     missing = np.flatnonzero(np.asarray(pd.isna(pd.Series(array))))
     if missing.size:
         raise ValueError(
@@ -174,19 +205,44 @@ def check_column(mode, column):
         )
     if mode.categorical:
         return array.astype(str) if array.dtype.kind == "O" else array
+    if array.dtype.kind == "O" and all(isinstance(each, datetime.date) for each in array):
+        array = _dates(mode, array)
     if array.dtype.kind == "M":
+        seconds = array.astype("datetime64[s]")
+        outside = np.flatnonzero((seconds <= _FIRST_DATE) | (seconds >= _LAST_DATE))
+        if outside.size:
+            raise ValueError(
+                f"index {mode.name!r} has dates outside {_FIRST_DATE} to {_LAST_DATE}, the first "
+                f"is {array[outside[0]]}; give numbers, e.g. years"
+            )
         return array.astype("datetime64[ns]")
     if array.dtype.kind == "O":
-        try:
-            array = array.astype(float)
-        except (TypeError, ValueError):
-            array = array.astype(str)
-    if array.dtype.kind not in "fiu":
+        array = _as_floats(array)
+    if array.dtype.kind not in _NUMBERS:
         raise TypeError(
             f"index {mode.name!r} must be numbers or datetimes, got {array.dtype}; is it "
             "categorical=True?"
         )
     return check_finite(f"index {mode.name!r}", array.astype(np.float64))
+
+
+def _as_floats(array):
+    """Decimals, fractions, boxed numbers as float64; anything else as texts."""
+    try:
+        return array.astype(float)
+    except (TypeError, ValueError):
+        return array.astype(str)
+
+
+def _dates(mode, array):
+    """Dates and times of Python as NumPy's, in UTC where they have a time zone."""
+    zones = {getattr(each, "tzinfo", None) is None for each in array}
+    if len(zones) > 1:
+        raise ValueError(f"index {mode.name!r} has dates with a time zone and dates without")
+    if zones == {True}:
+        return np.array(array, dtype="datetime64[us]")
+    moved = [each.astimezone(datetime.UTC).replace(tzinfo=None) for each in array]
+    return np.array(moved, dtype="datetime64[us]")
 
 
 def as_numbers(mode, points, origin):
@@ -259,9 +315,9 @@ def _items(data, count):
 
 
 def _one(model, columns, values):
-    values = check_values("values", values)
-    if values.size == 0:
+    if np.size(values) == 0:
         raise ValueError("values is empty: expected at least one observation")
+    values = check_values("values", values)
     columns = [check_column(mode, c) for mode, c in zip(model.modes, columns, strict=True)]
     for mode, column in zip(model.modes, columns, strict=True):
         if column.shape != values.shape:
@@ -288,7 +344,8 @@ def span_of(mode, points):
     """Range of a mode's points, one where it has none."""
     if mode.categorical or len(points) < 2:
         return 1.0
-    return float(np.ptp(as_numbers(mode, points, points[0])))
+    with np.errstate(over="ignore"):
+        return float(np.ptp(as_numbers(mode, points, points[0])))
 
 
 def _observations(model, part, sizes, dtype, multiple):
@@ -298,6 +355,12 @@ def _observations(model, part, sizes, dtype, multiple):
     if unit is None:
         deviation = float(np.std(values))
         unit = deviation if deviation > 1e-12 * abs(center) else (abs(center) or 1.0)
+    # Variances of the noise variance are in fourth powers of the unit.
+    if 4.0 * abs(math.log(unit)) > math.log(np.finfo(dtype).max):
+        raise ValueError(
+            f"values have the scale {unit:.3g}, whose fourth power {np.dtype(dtype)} does not "
+            "hold; give them in other units" + (" or in float64" if dtype == np.float32 else "")
+        )
     count = len(values)
     ranks = model.rank_tuple
     numbers = max(rank**2 for rank in ranks) * 2
@@ -318,6 +381,9 @@ def _observations(model, part, sizes, dtype, multiple):
         blocked(np.ones(count), dtype),
     )
     spans = [span_of(m, p) for m, p in zip(model.modes, part["points"], strict=True)]
+    for mode, span in zip(model.modes, spans, strict=True):
+        if not np.isfinite(span):
+            raise ValueError(f"index {mode.name!r} has a range beyond float64; rescale it")
     steps = []
     for mode, points, span, length in zip(model.modes, part["points"], spans, sizes, strict=True):
         made = steps_between(mode, points, points[0], span)
@@ -385,9 +451,8 @@ def prediction_inputs(model, points, spans, inputs):
 
 def union(mode, given, column, span):
     """Steps of the union of points, and positions in it of the given and the new ones."""
-    if column.dtype.kind != given.dtype.kind and (
-        mode.categorical or "M" in (column.dtype.kind, given.dtype.kind)
-    ):
+    column = column if len(column) else given[:0]
+    if not _comparable(column.dtype.kind, given.dtype.kind):
         raise TypeError(
             f"index {mode.name!r} has {column.dtype}, the model was fitted to {given.dtype}"
         )

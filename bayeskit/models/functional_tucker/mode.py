@@ -21,9 +21,9 @@ class Mode(eqx.Module):
     kernel : gpjax kernel, Constant or Independent, optional
         Prior of the functions: Matérn 1/2, 3/2, 5/2, truncated periodic, sums of these, truncated
         periodic times Matérn. Its parameters are where learning starts; lengthscale and period
-        in the units of the index (days for datetimes), the variance relative to the product of
-        all modes. By default Matérn 3/2 with unit variance and a fifth of the range of the points
-        as lengthscale.
+        in the units of the index (days for datetimes; those with a time zone are turned to UTC),
+        the variance relative to the product of all modes. By default Matérn 3/2 with unit variance
+        and a fifth of the range of the points as lengthscale.
     categorical : bool
         Whether values of the index are names, each with a level of its own: the functions then
         are independent between categories, beside their constant.

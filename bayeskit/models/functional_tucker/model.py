@@ -149,8 +149,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         kernel_priors=None,
         noise_prior=priors.DEFAULT_NOISE_PRIOR,
     ):
-        if isinstance(modes, (str, Mode)) or not len(modes):
-            raise TypeError(f"modes must be a sequence of Mode or names, got {modes!r}")
+        if not isinstance(modes, (tuple, list)) or not modes:
+            raise TypeError(f"modes must be a list or tuple of Mode or names, got {modes!r}")
         modes = tuple(Mode(mode) if isinstance(mode, str) else mode for mode in modes)
         wrong = [mode for mode in modes if not isinstance(mode, Mode)]
         if wrong:
@@ -166,6 +166,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         self.value = "value" if value is None else value
         if not isinstance(self.value, str) or self.value in names:
             raise ValueError(f"value must be a name other than the modes', got {value!r}")
+        self._check_names([*names, self.value])
         self.noise_variance = _if_given(check_positive, "noise_variance", noise_variance)
         self.offset = _if_given(check_finite_number, "offset", offset)
         self.scale = _if_given(check_positive, "scale", scale)
@@ -183,6 +184,20 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
             f"ranks={self.rank_tuple}, core={self.core!r}, noise_variance {noise}, "
             f"noise_prior={priors.describe(self.noise_prior)}{given})"
         )
+
+    def _check_names(self, names):
+        """Names are dims and variables of the result, beside these."""
+        taken = {"chain", "draw", "batch", "observation", "part", "component"}
+        taken |= {"core", "offset", "noise_variance"}
+        for mode in self.modes:
+            taken |= {f"mode_{mode.name}", f"rank_{mode.name}", f"{mode.name}_at"}
+            taken |= {f"{name}_{mode.name}" for name in self.parameter_names(mode)}
+        wrong = [name for name in names if name in taken or "/" in name]
+        if wrong:
+            raise ValueError(
+                f"modes and value cannot be called {wrong}: names with '/' and those of the "
+                "result's own dims and sites are not available"
+            )
 
     def _check_kernel_priors(self, given):
         if given is None:
@@ -656,7 +671,12 @@ def _is_none(leaf):
 
 
 def _check_ranks(ranks, count, core):
-    given = [ranks] * count if isinstance(ranks, (int, np.integer)) else list(ranks)
+    if isinstance(ranks, (int, np.integer)):
+        given = [ranks] * count
+    elif isinstance(ranks, (tuple, list)) or (isinstance(ranks, np.ndarray) and ranks.ndim == 1):
+        given = list(ranks)
+    else:
+        raise TypeError(f"ranks must be a positive integer, or one a mode, got {ranks!r}")
     if len(given) != count:
         raise ValueError(f"ranks must be one number or one a mode ({count}), got {ranks!r}")
     wrong = [
