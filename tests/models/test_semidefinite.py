@@ -229,6 +229,8 @@ def test_matrices_are_clustered_as_well_as_all_partitions_allow():
     found = bk.models.cluster_distances(distances, 3)
     assert found.certificate.primal == pytest.approx(best, rel=1e-10)
     assert best - 1e-9 <= found.certificate.dual_bound <= best + 1e-3 * max(1.0, abs(best))
+    tiny = bk.models.cluster_distances(1e-8 * distances, 3).certificate
+    assert tiny.gap == pytest.approx(found.certificate.gap, abs=1e-3)
     same = bk.models.cluster_affinity(-0.5 * distances, 3)
     np.testing.assert_array_equal(same.labels, found.labels)
     assert np.all(np.diff(np.bincount(found.labels)) <= 0)

@@ -44,6 +44,18 @@ class MixturePrediction(Prediction):
         made.log_density, made.probabilities = log_density, probabilities
         return made
 
+    def __getnewargs_ex__(self):
+        """What copies and pickles are made of."""
+        return tuple(self), vars(self)
+
+    def _replace(self, **changed):
+        """As for named tuples, of all fields."""
+        more = {name: changed.pop(name, value) for name, value in vars(self).items()}
+        fields = [changed.pop(name, getattr(self, name)) for name in self._fields]
+        if changed:
+            raise ValueError(f"Got unexpected field names: {list(changed)}")
+        return type(self)(*fields, **more)
+
     @property
     def labels(self):
         """The most probable component of every row (rows,)."""
@@ -54,7 +66,8 @@ def mixed_moments(log_share, means, variances):
     """Mean and variance of a mixture: log shares (rows, K), moments (rows, K, d)."""
     share = jnp.exp(log_share - logsumexp(log_share, axis=-1, keepdims=True))[..., None]
     mean = jnp.sum(share * means, axis=1)
-    spread = jnp.sum(share * (variances + (means - mean[:, None]) ** 2), axis=1)
+    each = jnp.where(share > 0, variances + (means - mean[:, None]) ** 2, 0.0)
+    spread = jnp.sum(share * each, axis=1)
     return mean, spread
 
 
@@ -136,7 +149,7 @@ class Conjugate(_Mixture):
         blocks, parts = model.blocks(data.unit.size), self.components
         total = jnp.sum(parts.concentration)
         weights = parts.concentration / total
-        expected = parts.scale / _positive(parts.freedom - blocks.size - 1)[..., None, None]
+        expected = _over_degrees(parts.scale, (parts.freedom - blocks.size - 1)[..., None, None])
         units = blocks.in_units(data.unit)
         each = blocks.spread(expected)
         diagonal = jnp.diagonal(each, axis1=-2, axis2=-1) if blocks.dense else each
@@ -176,13 +189,13 @@ class Conjugate(_Mixture):
         freedom = jnp.broadcast_to(parts.freedom, (blocks.components, parts.freedom.shape[1]))
         degrees = freedom - blocks.size + 1 + distances.sizes
         # Conditionals of a Student distribution are wider where the row lies further out.
-        tail = (1.0 + ratio * distances.squares) / (ratio * _positive(degrees - 2.0))
+        tail = _over_degrees((1.0 + ratio * distances.squares) / ratio, degrees - 2.0)
         residual = distances.residual
         if residual is None:
             variances = jnp.zeros_like(means)
         else:
             diagonal = jnp.diagonal(residual, axis1=-2, axis2=-1) if blocks.dense else residual
-            variances = tail * diagonal
+            variances = jnp.where(diagonal > 0, tail * diagonal, 0.0)
         return joint, means, variances, variances / (strength + 1)
 
     def log_predictive(self, model, data):
@@ -225,9 +238,10 @@ class Certified(Conjugate):
     share: Any
 
 
-def _positive(degrees):
-    """Degrees of freedom beyond what a moment needs; next to none where it does not exist."""
-    return jnp.maximum(degrees, 1e-3)
+def _over_degrees(moment, degrees):
+    """A moment over the degrees of freedom beyond what it needs; infinite where there are none."""
+    beyond = jnp.where(moment == 0, 0.0, jnp.sign(moment) * jnp.inf)
+    return jnp.where(degrees > 0, moment / jnp.where(degrees > 0, degrees, 1.0), beyond)
 
 
 def _wishart_variance(scale, freedom, size):

@@ -270,9 +270,13 @@ def log_or_never(weights):
 
 
 def mode_gaussians(blocks, components):
-    """Mode of the posterior density of (log-odds of weights, locations, precisions)."""
+    """Mode of the posterior density of (log-odds of weights, locations, precisions).
+
+    Where a component of few rows has none, the precisions' mean.
+    """
     total = jnp.sum(components.concentration)
     divisor = components.freedom - blocks.size - 1 + blocks.locations
+    divisor = jnp.where(divisor > 0, divisor, components.freedom)
     return Gaussians(
         log_or_never(components.concentration / total),
         components.location,

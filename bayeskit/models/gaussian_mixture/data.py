@@ -17,6 +17,7 @@ from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along, dimension_name, is_numeric, values_of
 
 _BLOCK_NUMBERS = 2**20
+_QUARTILES = 1.349  # between the quartiles of a standard normal variable
 _OBSERVED = "x"
 
 
@@ -36,6 +37,9 @@ def array_of(name, data, axes=2):
         ]
         if wrong:
             raise TypeError(f"{name} has columns that are no numbers: {wrong}; drop them")
+        if not data.columns.is_unique:
+            twice = list(data.columns[data.columns.duplicated()])
+            raise ValueError(f"{name} has several columns {twice}: expected one of each name")
         data = data.to_numpy(dtype=float, na_value=np.nan)
     if isinstance(data, np.ma.MaskedArray):
         data = np.ma.filled(np.ma.asarray(data, dtype=float), np.nan)
@@ -140,6 +144,7 @@ def _table(model, values, missing, complete):
     else:
         center, unit = np.zeros(values.shape[1]), np.ones(values.shape[1])
     standard = (whole - center) / unit
+    spread = _spread(standard)
     if missing:
         standard = np.where(observed, standard, 0.0)
     rows = blocked(blocks, standard, observed.astype(float) if missing else None, dtype)
@@ -148,6 +153,7 @@ def _table(model, values, missing, complete):
         rows,
         jnp.asarray(center, dtype),
         jnp.asarray(unit, dtype),
+        jnp.asarray(spread, dtype),
         jnp.asarray(np.sum(observed * np.log(unit)), dtype),
         prior,
         None,
@@ -161,6 +167,15 @@ def _table(model, values, missing, complete):
     if proper:
         prior = _stated_prior(model.prior, blocks, center, unit, dtype)
     return dataclasses.replace(table, prior=prior)
+
+
+def _spread(standard):
+    """Variance (d,) that outliers do not widen; one where half of the values are equal."""
+    if np.isnan(standard).all():
+        return np.ones(standard.shape[1])
+    lower, upper = np.nanquantile(standard, [0.25, 0.75], axis=0)
+    variance = ((upper - lower) / _QUARTILES) ** 2
+    return np.where(variance > 0, np.minimum(variance, 1.0), 1.0)
 
 
 def _stated_prior(given, blocks, center, unit, dtype):

@@ -28,7 +28,7 @@ from bayeskit.models.gaussian_mixture.prior import BlockPrior
 _SHRINKAGE = (0.0, 0.1, 0.3, 0.6, 1.0)
 _SIZES = (0.35, 0.6, 1.0, 1.6)
 _STRENGTHS = 8
-_FLOOR = 1e-6  # of the features' variance, which duplicates and constants have less of
+_FLOOR = 1e-6  # of the features' spread, which duplicates and constants have less of
 
 
 @eqx.filter_jit
@@ -39,7 +39,9 @@ def empirical_prior(blocks, table, concentration):
     def renewed(guess, statistics, location, anew):
         prior = jax.lax.cond(
             anew,
-            lambda: chosen(blocks, statistics, location, moved(blocks, guess.components), count),
+            lambda: chosen(
+                blocks, statistics, location, moved(blocks, guess.components), count, table.spread
+            ),
             lambda: guess.prior,
         )
         active = jnp.ones(blocks.components, bool)
@@ -61,8 +63,9 @@ def moved(blocks, components):
     return location, jnp.minimum(strength, 1.0).astype(location.dtype)
 
 
-def chosen(blocks, statistics, location, earlier, count):
+def chosen(blocks, statistics, location, earlier, count, spread):
     """The prior of covariances with most evidence given responsibilities, on a grid."""
+    floor = _FLOOR * spread
     prior_location, strength = earlier
     dtype = location.dtype
     pooled = jnp.sum(conjugate.within(statistics), axis=0) / jnp.sum(statistics.counts)
@@ -78,7 +81,7 @@ def chosen(blocks, statistics, location, earlier, count):
     factor = extra * sizes
 
     def score(share):
-        target = _target(blocks, pooled, share)
+        target = _target(blocks, pooled, share, floor)
         values, target_logdet = _relative(own.scale, target)
         logdet = jnp.sum(jnp.log(factor[..., None] + values), axis=-1) + target_logdet
         first = blocks.size * jnp.log(factor) + target_logdet
@@ -89,19 +92,18 @@ def chosen(blocks, statistics, location, earlier, count):
     shares = jnp.asarray(_SHRINKAGE if blocks.dense else (0.0,), dtype)
     scores = jax.lax.map(score, shares)
     best = jnp.unravel_index(jnp.argmax(scores), scores.shape)
-    scale = factor[best[1], best[2], 0, 0] * _target(blocks, pooled, shares[best[0]])
+    scale = factor[best[1], best[2], 0, 0] * _target(blocks, pooled, shares[best[0]], floor)
     return BlockPrior(prior_location, strength, freedom[best[1], 0, 0, 0], scale)
 
 
-def _target(blocks, pooled, share):
+def _target(blocks, pooled, share, floor):
     """Prior covariance in blocks, that of the whole mixture's for each component."""
-    floor = jnp.asarray(_FLOOR, pooled.dtype)
     if blocks.dense:
         diagonal = jnp.diag(jnp.diagonal(pooled))
-        floored = (1.0 - share) * pooled + share * diagonal + floor * jnp.eye(blocks.features)
+        floored = (1.0 - share) * pooled + share * diagonal + jnp.diag(floor)
         return floored[None, None].astype(pooled.dtype)
     if blocks.structure == "spherical":
-        pooled = jnp.mean(pooled, keepdims=True)
+        pooled, floor = (jnp.mean(each, keepdims=True) for each in (pooled, floor))
     return (pooled + floor)[None, :, None, None]
 
 

@@ -49,7 +49,8 @@ class Certificate(NamedTuple):
     dual_bound : float
         No feasible point has a larger objective.
     gap : float
-        Their difference over the larger of one and ``|primal|``.
+        Their difference over ``|primal|``, or where that is larger over one (of a matrix that was
+        given: over its largest entry's distance from their mean).
     """
 
     primal: Any
@@ -445,7 +446,9 @@ def certificate(affinity, share, total, joint, method, key):
             for alpha, slack in (given, fitted)
         ]
 
-    least = _CERTAIN * jnp.maximum(1.0, jnp.abs(primal))
+    # Affinities of rows are logarithms of densities, of which one is a nat; matrices have any unit.
+    unit = jnp.ones_like(scale) if isinstance(affinity, RowAffinity) else scale
+    least = _CERTAIN * jnp.maximum(unit, jnp.abs(primal))
 
     def unfinished(carry):
         state, bound, _, earlier = carry
@@ -464,11 +467,11 @@ def certificate(affinity, share, total, joint, method, key):
     unknown = jnp.asarray(jnp.inf, target.dtype)
     begun = (first, jnp.fmin(*bounds(first)), unknown, unknown)
     bound = jax.lax.while_loop(unfinished, go_on, begun)[1]
-    return _certificate(primal, bound), share
+    return _certificate(primal, bound, unit), share
 
 
-def _certificate(primal, bound):
-    return Certificate(primal, bound, (bound - primal) / jnp.maximum(1.0, jnp.abs(primal)))
+def _certificate(primal, bound, unit: Any = 1.0):
+    return Certificate(primal, bound, (bound - primal) / jnp.maximum(unit, jnp.abs(primal)))
 
 
 def rounded(affinity, solution, components, joint, key):

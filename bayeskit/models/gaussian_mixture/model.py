@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from bayeskit.models.base import (
     Prepared,
@@ -45,6 +46,7 @@ from bayeskit.validation import check_integer, check_positive
 _FINISHING_SWEEPS = 500
 _FINISHING_TOLERANCE = 1e-5
 _PROGRAM_ROWS = 3
+_LARGEST = 1e100  # numbers in the user's units
 
 
 class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
@@ -200,6 +202,8 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
         """Rows, complete or not."""
         row, feature = labels.dims[labels.observed]
         known = labels.coords[feature]
+        if isinstance(inputs, xr.DataArray):
+            inputs = _in_order_of(inputs, row, feature, known)
         if isinstance(inputs, pd.DataFrame) and known.dtype.kind in "OU":
             columns = list(inputs.columns.astype(str))
             missing = [name for name in known if name not in columns]
@@ -211,6 +215,8 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
             raise ValueError(
                 f"inputs must have the data's {len(known)} columns, got {values.shape[1]}"
             )
+        if np.nanmax(np.abs(values), initial=0.0) > _LARGEST:
+            raise ValueError(f"inputs has values beyond {_LARGEST:g}, whose squares overflow")
         coords = {feature: known}
         seen = ~np.isnan(values)
         rows = RowsToComplete(
@@ -228,6 +234,11 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
             "covariances": blocks.shape,
         }
         mean = posterior.mean
+        if not np.all(np.isfinite(mean["covariances"])):
+            raise ValueError(
+                "initial has covariances without a mean (degrees of freedom of its prior are too "
+                "few for components of few rows): start from a draw, or from nothing"
+            )
         for site, shape in shapes.items():
             if np.shape(mean[site]) != shape:
                 raise ValueError(
@@ -248,7 +259,17 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     # Expectation maximisation and messages
 
     def check_em(self, method):
-        """All priors will do."""
+        """Densities of covariances that grow without limit have no mode."""
+        given = self.prior
+        if isinstance(given, NormalInverseWishart):
+            blocks = self.blocks(given.location.size)
+            least = blocks.features + 1 - blocks.locations
+            if given.degrees_of_freedom <= least:
+                raise ValueError(
+                    f"{type(method).__name__} on GaussianMixture needs a prior whose covariances "
+                    f"have a mode: degrees_of_freedom above {least}, got "
+                    f"{float(given.degrees_of_freedom):g}; MessagePassing and MCMC take it"
+                )
 
     def check_messages(self, method):
         """The evidence needs a proper prior."""
@@ -391,6 +412,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
 
     def check_sdp(self, method):
         """Priors are as for EM."""
+        self.check_em(method)
 
     def check_sdp_data(self, data, method):
         """Programs are of complete rows."""
@@ -477,6 +499,20 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     def mcmc_conditional(self, data, sites):
         """Everything is sampled: one draw."""
         return KnownComponents(*sampling.given_sites(self, data, sites))
+
+
+def _in_order_of(inputs, row, feature, known):
+    """Rows of an array by the names of its dims and of its features."""
+    if set(inputs.dims) == {row, feature}:
+        inputs = inputs.transpose(row, feature)
+    last = inputs.dims[-1]
+    if inputs.ndim == 2 and known.dtype.kind in "OU" and last in inputs.coords:
+        names = inputs.coords[last].values
+        missing = [str(name) for name in known if name not in names]
+        if missing:
+            raise ValueError(f"inputs has no features {missing}, which the data have")
+        return inputs.sel({last: list(known)})
+    return inputs
 
 
 def in_order(components):

@@ -36,13 +36,14 @@ _FIRST_STRENGTH = 0.1
 
 
 def sketch(table, most=ROWS, size=None):
-    """Some rows, evenly spaced, as a table of one block, or of blocks that are evenly spaced too.
+    """Some rows at random, always the same, as a table of one block or of several.
 
-    Only the last rows of blocks other than the first can have no weight. Rows of several blocks
-    are out of order.
+    Evenly spaced rows would all be of one kind where kinds alternate. Only the last rows of blocks
+    other than the first can have no weight. All rows in one block stay in their order.
     """
     count = min(table.count, most)
-    index = np.unique(np.linspace(0, table.count - 1, count).astype(int))
+    index = np.random.default_rng(0).choice(table.count, count, replace=False)
+    index = np.sort(index) if size is None or size >= count else index
     number = 1 if size is None else -(-len(index) // size)
     fill = -len(index) % number
     index = np.append(index, np.repeat(index[-1:], fill)).reshape(-1, number).T

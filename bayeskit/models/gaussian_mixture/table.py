@@ -31,6 +31,8 @@ class Table(eqx.Module):
     rows : Rows
     center, unit : arrays (d,)
         Subtracted from the features, and what they were divided by.
+    spread : array (d,)
+        Variance of the middle half of each standardised feature, were it normal; at most one.
     log_unit : scalar
         Sum of the logarithms of ``unit`` over all observed values.
     prior : BlockPrior
@@ -47,6 +49,7 @@ class Table(eqx.Module):
     rows: Rows
     center: Any
     unit: Any
+    spread: Any
     log_unit: Any
     prior: Any
     start: Any
