@@ -17,6 +17,7 @@ from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along, dimension_name, is_numeric, values_of
 
 _BLOCK_NUMBERS = 2**20
+_QUARTILE_ROWS = 4096
 _QUARTILES = 1.349  # between the quartiles of a standard normal variable
 _OBSERVED = "x"
 
@@ -171,9 +172,12 @@ def _table(model, values, missing, complete):
 
 def _spread(standard):
     """Variance (d,) that outliers do not widen; one where half of the values are equal."""
-    if np.isnan(standard).all():
-        return np.ones(standard.shape[1])
-    lower, upper = np.nanquantile(standard, [0.25, 0.75], axis=0)
+    if len(standard) > _QUARTILE_ROWS:
+        chosen = np.random.default_rng(0).choice(len(standard), _QUARTILE_ROWS, replace=False)
+        standard = standard[chosen]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        lower, upper = np.nanquantile(standard, [0.25, 0.75], axis=0)
     variance = ((upper - lower) / _QUARTILES) ** 2
     return np.where(variance > 0, np.minimum(variance, 1.0), 1.0)
 
