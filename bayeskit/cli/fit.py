@@ -267,7 +267,6 @@ def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix not in readers:
         raise InputError(f"{path}: expected a file that ends with {' or '.join(readers)}")
     try:
-        # Columns of pandas' own types with missing entries are stored by NumPy's.
         return _with_numpy_types(readers[path.suffix](path))
     except ImportError:
         raise InputError(f"{path}: Parquet needs pyarrow, install bayeskit[parquet]") from None

@@ -12,6 +12,7 @@ from gpjax.kernels import RBF, Matern32
 import bayeskit as bk
 from bayeskit.inference import EM, MCMC, MessagePassing
 from bayeskit.models import FunctionalTucker, Mode
+from bayeskit.models.functional_tucker.approximation import principal_parts
 
 LENGTHSCALE, NOISE = 0.3, 0.05
 
@@ -173,6 +174,8 @@ def test_effective_ranks_are_principal_parts_of_the_fitted_table(planted_posteri
             expected = np.sum(power > 1e-3 * power.sum())
             assert posterior.effective_ranks[mode.name] == expected
     assert collinear.effective_ranks == {"a": 1, "b": 1}
+    nothing = [np.zeros((2, 2)), np.ones((2, 2))]  # of functions that vanish
+    np.testing.assert_array_equal(principal_parts(nothing, None, 0), [0.0, 0.0])
 
 
 @pytest.fixture(scope="module")

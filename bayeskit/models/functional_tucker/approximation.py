@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from bayeskit import statespace
+from bayeskit import evaluation, statespace
 from bayeskit.linalg import safe
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
@@ -347,8 +347,8 @@ class FunctionalTuckerPosterior(Posterior):
 
     def _drawn(self):
         """Draws of the chains by site, one after the other."""
-        drawn = self.to_datatree()["posterior"].dataset
-        return {str(name): v.values.reshape(-1, *v.shape[2:]) for name, v in drawn.items()}
+        drawn = self.evaluate_random(evaluation.chain_draws, 0)  # none of them is random
+        return {name: value.reshape(-1, *value.shape[2:]) for name, value in drawn.items()}
 
     @property
     def effective_ranks(self) -> dict[str, int]:
@@ -372,10 +372,10 @@ class FunctionalTuckerPosterior(Posterior):
             np.einsum("snr,n,snq->srq", each, weight, each)
             for each, weight in zip(functions, weights, strict=True)
         ]
+        cores = draws.get("core", [None] * len(grams[0]))
         ranks = []
-        for draw in zip(*grams, strict=True):
-            core = None if model.core == "cp" else draws["core"][len(ranks)]
-            parts = [principal_parts(draw, core, k) for k in range(len(draw))]
+        for core, *each in zip(cores, *grams, strict=True):
+            parts = [principal_parts(each, core, k) for k in range(len(each))]
             ranks.append([np.sum(p > _SHARE_THAT_MATTERS * p.sum()) for p in parts])
         typical = np.median(ranks, axis=0)
         return {mode.name: int(rank) for mode, rank in zip(model.modes, typical, strict=True)}
@@ -409,17 +409,16 @@ def principal_parts(grams, core, k):
     core : array (R_1, …, R_K) or None
     k : int
     """
+    size, rest = len(grams[k]), [*grams[:k], *grams[k + 1 :]]
     if core is None:
-        others = np.prod([gram for j, gram in enumerate(grams) if j != k], axis=0)
-        others = np.broadcast_to(others, grams[k].shape)
+        others = np.prod([np.ones((size, size)), *rest], axis=0)
     else:
-        unfolded = np.moveaxis(core, k, 0)
-        weighted = unfolded
-        for j, gram in enumerate(gram for i, gram in enumerate(grams) if i != k):
-            weighted = np.moveaxis(np.tensordot(weighted, gram, axes=(j + 1, 0)), -1, j + 1)
-        size = len(grams[k])
+        unfolded = weighted = np.moveaxis(core, k, 0)
+        for j, gram in enumerate(rest, start=1):
+            weighted = np.moveaxis(np.tensordot(weighted, gram, axes=(j, 0)), -1, j)
         others = weighted.reshape(size, -1) @ unfolded.reshape(size, -1).T
-    root = np.linalg.cholesky(grams[k] + 1e-14 * np.trace(grams[k]) * np.eye(len(grams[k])))
+    values, vectors = np.linalg.eigh(grams[k])
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
     return np.maximum(np.linalg.eigvalsh(root.T @ others @ root), 0.0)
 
 
