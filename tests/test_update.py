@@ -21,6 +21,12 @@ def days():
     return pd.DataFrame({"time": time, "station": [f"s{i}" for i in station], "value": values})
 
 
+def steps_to(posterior, nats):
+    """Number of steps after which the bound is as near to its end."""
+    objective = posterior.convergence.objective
+    return int(np.argmax(objective > objective[-1] - nats))
+
+
 MODES = (Mode("time", kernel=Matern32(lengthscale=2.0)), Mode("station", categorical=True))
 
 
@@ -37,7 +43,8 @@ def test_a_stream_of_days_agrees_with_a_refit(days, method):
     posterior = bk.infer(model, days[:330], method)
     posterior = bk.update(posterior, days[330:])
     refit = bk.infer(model, days, method)
-    assert posterior.convergence.iterations < refit.convergence.iterations
+    steps = [steps_to(fit, 0.01) for fit in (posterior, refit)]
+    assert steps[0] < steps[1]
     assert list(posterior.data["station"]) == list(days["station"])
     ours, theirs = posterior.predict(), refit.predict()
     deviation = np.sqrt(theirs.variance)
@@ -50,23 +57,22 @@ def test_a_stream_of_days_agrees_with_a_refit(days, method):
 
 @pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.full), 2])
 def test_learned_kernels_agree_with_a_refit(seed):
-    """Half of the rows, then all. The noise moves last: 0.07 deviations apart with seed 2."""
+    """Half of the rows, then all. With six seeds: predictions 0.01, noise 0.001, offset 0.09."""
     generator = np.random.default_rng(seed)
     places = generator.uniform(size=(150, 2)) * [2.0, 1.0]
     places = places[np.argsort(places[:, 0])]
     values = 3 + 5 * np.sin(4 * places[:, 0]) * (1 + places[:, 1])
     values = values + 0.2 * generator.normal(size=150)
     model = FunctionalTucker(["a", "b"], ranks=2)
-    method = EM(tolerance=1e-6, max_iterations=2000)
-    half = bk.infer(model, (places[:75], values[:75]), method)
+    half = bk.infer(model, (places[:75], values[:75]))
     posterior = bk.update(half, (places[75:], values[75:]))
-    refit = bk.infer(model, (places, values), method)
+    refit = bk.infer(model, (places, values))
     ours, theirs = posterior.predict(), refit.predict()
     assert np.max(np.abs(ours.mean - theirs.mean) / np.sqrt(theirs.variance)) < 0.02
     np.testing.assert_allclose(np.sqrt(ours.variance / theirs.variance), 1.0, atol=0.02)
     for name in ("noise_variance", "offset"):
         apart = abs(posterior.mean[name] - refit.mean[name])
-        assert apart < 0.1 * np.sqrt(refit.variance[name])
+        assert apart < 0.02 * np.sqrt(refit.variance[name])
     assert abs(posterior.log_evidence - refit.log_evidence) < 0.05
 
 

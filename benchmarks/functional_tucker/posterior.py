@@ -24,7 +24,7 @@ CHAINS = MCMC(num_warmup=400, num_samples=400, num_chains=1)
 METHODS = {
     "MCMC": CHAINS,
     "messages": MessagePassing(max_iterations=2000, tolerance=1e-6),
-    "EM": EM(),
+    "EM": EM(tolerance=1e-6),
 }
 LEAST_COVERAGE = 0.85
 LONG = MCMC(num_warmup=600, num_samples=1000, num_chains=2)

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 
 from bayeskit import statespace
 from bayeskit.models import priors
@@ -31,7 +30,7 @@ from bayeskit.models.base import (
     key_of_lane,
     relative_change,
 )
-from bayeskit.models.functional_tucker import balance, sampling, starts, sweep
+from bayeskit.models.functional_tucker import ascent, balance, sampling, starts, sweep
 from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker.approximation import (
     Factorised,
@@ -47,18 +46,19 @@ _STARTS = 4
 _TRIAL_SWEEPS = 20
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
 _NATS = 100.0  # a gain of the bound that the stopping rule counts as a change by one
+# Units of rounding (measured in single precision).
+_LOST_OF_FIT, _LOST_OF_SQUARES = 64, 8
 _START_LENGTHSCALE = 0.2  # of the range of a mode's points
 _VARIANCE_PRIOR = dist.Gamma(0.5, 0.5)
-# Of the gradient itself, not its negative: uphill.
-_OPTIMISER = optax.scale_by_rprop(0.1, min_step_size=1e-6, max_step_size=1.0)
 
 
 class EMState(NamedTuple):
-    """Messages, logarithms of kernel parameters, and the state of their ascent, mode by mode."""
+    """Messages, logarithms of kernel parameters, how each mode's climb, and what leaps need."""
 
     messages: sweep.FactorMessages
     logs: tuple
-    ascent: tuple
+    climbs: tuple
+    leaps: ascent.Leaps
 
 
 class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdate):
@@ -223,7 +223,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         """Expectation maximisation, with a smaller tolerance: kernel parameters move slowly."""
         from bayeskit.inference.ascent import EM
 
-        return EM(tolerance=1e-4)
+        return EM(tolerance=1e-6)
 
     @property
     def posterior_class(self):
@@ -232,7 +232,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     @property
     def m_steps(self):
-        """The only M-step: ascent on the bound of each mode."""
+        """The only M-step: quasi-Newton ascent on the bound of each mode."""
         return ("ascent",)
 
     def prepare(self, data, *, batch=False):
@@ -364,7 +364,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
             return jax.lax.fori_loop(
                 0,
                 _TRIAL_SWEEPS,
-                lambda _, m: self._sweep(data, m, logs, None, mixing=mixing)[0],
+                lambda _, m: self._sweep(data, self._balanced(data, m, mixing), logs)[0],
                 starts.random_messages(self, data, key, at_zero),
             )
 
@@ -376,44 +376,50 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         """Messages to start from: those of an earlier posterior, else the best of random ones."""
         if initial is None or initial.messages is None:
             return self._searched_start(data, key, lane, logs, initial is None)
-        return self._sweep(data, initial.messages, logs, None, mixing=False)[0]
+        return self._sweep(data, self._balanced(data, initial.messages, False), logs)[0]
 
     def start_from(self, posterior, data, labels):
         """Kernel parameters, noise and (unless they are draws of chains) functions and core."""
         return starts.from_posterior(self, posterior, data, labels)
 
-    def _sweep(self, data, messages, logs, ascent, damping=0.0, *, mixing):
-        """Renew every factor in turn; with ``ascent``, move each mode's parameters uphill first.
+    def _balanced(self, data, messages, mixing):
+        """Messages with what the data do not see shared best between functions and core.
 
-        ``damping`` is the share of the old message that every message to the functions keeps;
         ``mixing`` says that the functions of each mode have equal kernels.
         """
-        shifts, precisions = list(messages.shifts), list(messages.precisions)
         points = [self._points(data, k) for k in range(len(self.modes))]
         modes, core = balance.balanced(
-            messages.modes, shifts, precisions, messages.core, points, mixing
+            messages.modes, messages.shifts, messages.precisions, messages.core, points, mixing
         )
-        messages = messages._replace(core=core)
+        return messages._replace(modes=tuple(modes), core=core)
+
+    def _sweep(self, data, messages, logs, climbs=(), damping=0.0):
+        """Renew every factor in turn; with ``climbs``, move each mode's parameters uphill first.
+
+        ``damping`` is the share of the old message that every message to the functions keeps.
+        """
+        modes, core = list(messages.modes), messages.core
+        shifts, precisions = list(messages.shifts), list(messages.precisions)
         divergences, logs = messages.divergences, list(logs)
-        ascent = None if ascent is None else list(ascent)
+        climbs = list(climbs)
         offset = messages.offset
         for k in sweep.order_of(modes):
-            sums = sweep.merged_messages(modes, messages.core, data.rows, k)
+            sums = sweep.merged_messages(modes, core, data.rows, k)
             shift = messages.precision * (sums[0] - offset.mean * sums[1])
             precision = messages.precision * sums[2]
             shift = damping * shifts[k] + (1.0 - damping) * shift
             precision = damping * precisions[k] + (1.0 - damping) * precision
-            if ascent is None:
+            if not climbs:
                 chain = self.chain(k, logs[k], data.steps[k])
                 smoothed = statespace.smooth(chain, shift, precision)
             else:
-                logs[k], ascent[k], smoothed = self._climb(
-                    data, k, logs[k], ascent[k], shift, precision
+                logs[k], climbs[k], smoothed = ascent.climbed(
+                    climbs[k], self._share_of_bound(data, k, shift, precision), logs[k]
                 )
             modes[k] = sweep.Moments(smoothed.mean, smoothed.second)
             shifts[k], precisions[k] = shift, precision
             divergences = divergences.at[k].set(sweep.divergence(smoothed, shift, precision))
-        core, core_divergence = messages.core, jnp.zeros_like(data.unit)
+        core_divergence = jnp.zeros_like(data.unit)
         if core is None:
             weighting = modes[k]
         else:
@@ -462,10 +468,10 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
             bound,
             offset.mean + sweep.fitted(modes, core)(data.sketch)[0],
         )
-        return messages, tuple(logs), None if ascent is None else tuple(ascent)
+        return messages, tuple(logs), tuple(climbs)
 
-    def _climb(self, data, k, logs, ascent, shift, precision):
-        """A step on a mode's share of the bound that cannot lower it, and the functions after."""
+    def _share_of_bound(self, data, k, shift, precision):
+        """A mode's share as a function of its kernels: value, slope, and the functions."""
 
         def objective(logs, shift, precision):
             chain = self.chain(k, logs, data.steps[k])
@@ -474,23 +480,12 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
         evaluate = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
 
-        def both(logs):
-            (value, log_normaliser), (slope, mean, by_precision) = evaluate(logs, shift, precision)
+        def share(logs):
+            (value, log_normaliser), slopes = evaluate(logs, shift, precision)
+            slope, mean, by_precision = slopes
             return value, slope, statespace.Smoothed(mean, -2.0 * by_precision, log_normaliser)
 
-        before, slope, smoothed = both(logs)
-        updates, moved = _OPTIMISER.update(slope, ascent)
-        trial = optax.apply_updates(logs, updates)
-        after, _, smoothed_after = both(trial)
-        better = after >= before
-        # After a step too far the same slope is followed more slowly.
-        steps = optax.tree.get(moved, "step_sizes")
-        slower = optax.tree.set(moved, step_sizes=jax.tree.map(lambda step: 0.5 * step, steps))
-        return jax.tree.map(
-            lambda new, old: jnp.where(better, new, old),
-            (trial, moved, smoothed_after),
-            (logs, slower, smoothed),
-        )
+        return share
 
     # Expectation maximisation
 
@@ -529,24 +524,40 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         """The best of a few random starts after some sweeps of messages."""
         logs = self.initial_logs(data, initial)
         messages = self._start(data, key, lane, initial, logs)
-        return EMState(messages, logs, tuple(_OPTIMISER.init(each) for each in logs))
+        climbs = tuple(ascent.start_climb(each) for each in logs)
+        return EMState(messages, logs, climbs, ascent.start_leaps(ascent.position(messages, logs)))
 
     def em_step(self, data, parameters, m_step, prune):
-        """Kernel parameters and messages of every mode, then core and noise."""
+        """Kernel parameters and messages of every mode, then core and noise.
+
+        Every third step starts from a leap, and is taken back if the objective is lower after it.
+        """
+        messages, logs, climbs, leaps = parameters
         objective = self.em_objective(data, parameters)
-        messages, logs, ascent = self._sweep(data, *parameters, mixing=False)
-        return EMState(messages, logs, ascent or ()), objective
+        here = ascent.position(messages, logs)
+        target, length = ascent.target_of(leaps, here)
+        leaping = ascent.is_leap(leaps)
+        start, start_logs = ascent.where(
+            leaping,
+            (ascent.moved(messages, target), target.logs),
+            (self._balanced(data, messages, False), logs),
+        )
+        new = EMState(*self._sweep(data, start, start_logs, climbs), leaps)
+        refused = leaping & ~(self.em_objective(data, new) >= objective)
+        new = ascent.where(refused, parameters, new)
+        change = self._em_change(data, new, parameters)
+        leaps = ascent.after_step(leaps, here, length, refused, change)
+        return new._replace(leaps=leaps), objective
 
     def em_change(self, data, new, old):
-        """As for messages; where a step was too far, the length of the next one."""
+        """The largest of the last three steps."""
+        return jnp.max(new.leaps.changes)
+
+    def _em_change(self, data, new, old):
+        """As for messages, and what the kernels' last steps missed."""
         change = self.messages_change(data, new.messages, old.messages)
-        for logs, before, ascent in zip(new.logs, old.logs, new.ascent, strict=True):
-            pairs = zip(jax.tree.leaves(logs), jax.tree.leaves(before), strict=True)
-            refused = jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs]))
-            steps = jax.tree.leaves(optax.tree.get(ascent, "step_sizes"))
-            longest = jnp.max(jnp.stack([jnp.max(step) for step in steps]))
-            change = jnp.maximum(change, jnp.where(refused, longest, 0.0))
-        return change
+        missed = [climb.missed for climb in new.climbs]
+        return jnp.maximum(change, jnp.max(jnp.stack(missed)) / _NATS)
 
     def em_objective(self, data, parameters):
         """The bound plus the log prior density of the logarithms of kernel parameters."""
@@ -574,17 +585,23 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     def messages_sweep(self, data, messages, damping):
         """Renew every factor in turn, kernel parameters as they were given."""
-        renewed = self._sweep(data, messages, self.start_logs(data), None, damping, mixing=True)[0]
+        balanced = self._balanced(data, messages, True)
+        renewed = self._sweep(data, balanced, self.start_logs(data), damping=damping)[0]
         return renewed, messages.bound
 
     def messages_change(self, data, new, old):
         """Of fitted values and the noise, relative; of the bound, in units of a hundred nats.
 
         Kernels and scales move last, when the fitted values hardly do. What a nat is worth does not
-        depend on how large the bound is.
+        depend on how large the bound is. Only what is beyond rounding counts.
         """
-        relative = relative_change((new.sketch, new.precision), (old.sketch, old.precision))
-        return jnp.maximum(relative, jnp.abs(new.bound - old.bound) / _NATS)
+        eps = jnp.finfo(new.bound.dtype).eps
+        fitted = relative_change(new.sketch, old.sketch) - _LOST_OF_FIT * eps
+        # The sum of squares is a difference of sums of about the number of observations.
+        lost = _LOST_OF_SQUARES * eps * new.precision
+        noise = relative_change(new.precision, old.precision) - lost
+        bound = jnp.abs(new.bound - old.bound) - 0.5 * data.count * lost
+        return jnp.max(jnp.stack([fitted, noise, bound / _NATS, jnp.zeros_like(lost)]))
 
     def messages_bound(self, data, messages):
         """Lower bound on the log evidence."""
