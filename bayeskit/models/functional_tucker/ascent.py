@@ -70,28 +70,37 @@ def climbed(climb, evaluate, parameters):
     parameters, climb, anything else
         After the step; as before it if the objective was lower there.
     """
-    before, slope, others = evaluate(parameters)
     flat, unravel = ravel_pytree(parameters)
-    slope = ravel_pytree(slope)[0]
     eps = jnp.finfo(flat.dtype).eps
-    # At first every parameter moves as far.
-    first = jnp.diag(_FIRST_STEP / jnp.maximum(jnp.abs(slope), eps))
-    curvature = jnp.where(jnp.any(climb.curvature != 0), climb.curvature, first)
-    newton = curvature @ slope
-    length = jnp.max(jnp.abs(newton))
-    step = newton * jnp.minimum(1.0, climb.radius / jnp.where(length > 0, length, 1.0))
-    trial = unravel(flat + step)
-    after, slope_after, others_after = evaluate(trial)
-    better = after >= before
-    fall = slope - ravel_pytree(slope_after)[0]
+
+    def step_from(slope):
+        # At first every parameter moves as far.
+        first = jnp.diag(_FIRST_STEP / jnp.maximum(jnp.abs(slope), eps))
+        curvature = jnp.where(jnp.any(climb.curvature != 0), climb.curvature, first)
+        newton = curvature @ slope
+        length = jnp.max(jnp.abs(newton))
+        step = newton * jnp.minimum(1.0, climb.radius / jnp.where(length > 0, length, 1.0))
+        return step, curvature
+
+    def end(point, _):
+        value, slope, others = evaluate(unravel(point))
+        slope = ravel_pytree(slope)[0]
+        return point + step_from(slope)[0], (point, value, slope, others)
+
+    # A loop, so that the evaluation is compiled once for both ends.
+    points, values, slopes, others = jax.lax.scan(end, flat, length=2)[1]
+    step, curvature = step_from(slopes[0])
+    better = values[1] >= values[0]
+    fall = slopes[0] - slopes[1]
     curved = step @ fall > eps * jnp.linalg.norm(step) * jnp.linalg.norm(fall)
     learned = _with_pair(curvature, step, fall, jnp.where(curved, step @ fall, 1.0))
     made = jnp.max(jnp.abs(step))
     longer = jnp.where(made >= _REACHED * climb.radius, 2.0 * climb.radius, climb.radius)
     radius = jnp.clip(jnp.where(better, longer, 0.5 * made), _SHORTEST_STEP, _LONGEST_STEP)
-    parameters, others = where(better, (trial, others_after), (parameters, others))
-    missed = jnp.where(better, 0.0, step @ slope)
-    return parameters, Climb(jnp.where(curved, learned, curvature), radius, missed), others
+    missed = jnp.where(better, 0.0, step @ slopes[0])
+    chosen = jax.tree.map(lambda leaf: jnp.where(better, leaf[1], leaf[0]), (points, others))
+    climb = Climb(jnp.where(curved, learned, curvature), radius, missed)
+    return unravel(chosen[0]), climb, chosen[1]
 
 
 def _with_pair(curvature, step, fall, product):
