@@ -115,3 +115,19 @@ def test_the_default_fit_ends_at_the_maximum(core):
     assert np.min(np.diff(objective)) > -1e-9 * np.max(np.abs(objective))
     assert fit.convergence.objective[-1] > objective[-1] - 0.05
     assert fit.convergence.iterations < 300
+
+
+def test_a_search_whose_starts_have_collapsed_goes_on():
+    """The four starts that every search makes end at zero here, and so would the fit."""
+    generator = np.random.default_rng(0)
+    x = generator.uniform(size=(200, 4))
+    clean = np.ones(200)
+    for column in x.T:
+        frequency, phase = generator.uniform(0.5, 1.5), generator.uniform(0, 6)
+        clean = clean * np.sin(2 * np.pi * frequency * column + phase)
+    values = clean / clean.std() + generator.normal(size=200)
+    model = bk.models.FunctionalTucker([f"m{k}" for k in range(4)], ranks=1)
+    posterior = bk.infer(model, (x, values))
+    # Constant at the mean of the values: 1.
+    error = posterior.predict().mean - clean / clean.std()
+    assert np.sqrt(np.mean(error**2)) < 0.5

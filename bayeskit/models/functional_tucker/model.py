@@ -26,7 +26,6 @@ from bayeskit.models.base import (
     SupportsMCMC,
     SupportsMessages,
     SupportsUpdate,
-    best_of,
     key_of_lane,
     relative_change,
 )
@@ -42,7 +41,8 @@ from bayeskit.results import PredictionTarget
 from bayeskit.statespace.kernels import names_in_index_units
 from bayeskit.validation import check_finite_number, check_positive
 
-_STARTS = 4
+_STARTS, _MOST_STARTS = 4, 32
+_NOTHING = 1e-6  # share of the values' power that counts as none
 _TRIAL_SWEEPS = 20
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
 _NATS = 100.0  # a gain of the bound that the stopping rule counts as a change by one
@@ -357,20 +357,36 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         return sweep.NoisePrior(*(p.astype(data.unit.dtype) for p in prior))
 
     def _searched_start(self, data, key, lane, logs, mixing):
-        """The best of four starts after some sweeps, two of them with an offset at zero."""
+        """The best of four starts after some sweeps, half of them with an offset at zero.
 
-        def trial(start):
-            key, at_zero = start
+        More, while the best of them has collapsed to a constant.
+        """
+        keys = jax.random.split(key_of_lane(key, lane), _MOST_STARTS)
+
+        def trial(count):
             return jax.lax.fori_loop(
                 0,
                 _TRIAL_SWEEPS,
                 lambda _, m: self._sweep(data, self._balanced(data, m, mixing), logs)[0],
-                starts.random_messages(self, data, key, at_zero),
+                starts.random_messages(self, data, keys[count], count % 2 == 1),
             )
 
-        keys = jax.random.split(key_of_lane(key, lane), _STARTS)
-        candidates = jax.lax.map(trial, (keys, jnp.arange(_STARTS) % 2 == 1))
-        return best_of(candidates, candidates.bound)[0]
+        def unfinished(carry):
+            count, best = carry
+            collapsed = self._explained(best) <= _NOTHING
+            return (count < _STARTS) | (collapsed & (count < _MOST_STARTS))
+
+        def another(carry):
+            count, best = carry
+            found = trial(count)
+            return count + 1, ascent.where(found.bound > best.bound, found, best)
+
+        count = jnp.asarray(0)
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(trial, count)
+        )
+        nothing = nothing._replace(bound=jnp.full_like(nothing.bound, -jnp.inf))
+        return jax.lax.while_loop(unfinished, another, (count, nothing))[1]
 
     def _start(self, data, key, lane, initial, logs):
         """Messages to start from: those of an earlier posterior, else the best of random ones."""
@@ -617,12 +633,12 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
     @staticmethod
     def _explained(messages):
-        """Share of the values' power at some rows that the fit has."""
-        return jnp.mean(messages.sketch**2)
+        """Share of the values' power at some rows that the fit has, without its mean."""
+        return jnp.var(messages.sketch)
 
     def caveats(self, diagnostics):
-        """A fit that is zero everywhere has explained nothing."""
-        if diagnostics > 1e-6:
+        """A fit that is the same everywhere has explained nothing."""
+        if diagnostics > _NOTHING:
             return ()
         return ("the fit is constant: no function of the indices explains the values",)
 
