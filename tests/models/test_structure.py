@@ -149,7 +149,7 @@ def test_float32_is_accurate_at_sixty_decibels():
                     structure.predicted(*arguments, factors),
                 ]
             )
-    for single, double in zip(*results, strict=True):
+    for single, double in zip(*jax.tree.map(np.asarray, results), strict=True):
         (mean, variance), (exact_mean, exact_variance) = single, double
         assert mean.dtype == np.float32
         assert np.linalg.norm(mean - exact_mean) <= 1e-5 * np.linalg.norm(exact_mean)
