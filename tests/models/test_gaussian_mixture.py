@@ -18,6 +18,7 @@ from sklearn.mixture import GaussianMixture as PeerMixture
 
 import bayeskit as bk
 from bayeskit.models.gaussian_mixture import conjugate, sampling, starts
+from bayeskit.models.gaussian_mixture.approximation import KnownComponents
 from bayeskit.models.gaussian_mixture.blocks import Blocks
 from bayeskit.precision import double_precision
 
@@ -42,6 +43,29 @@ def fitted(table):
 @pytest.fixture(scope="module")
 def single(table):
     return bk.infer(GaussianMixture(1, prior=PRIOR), table)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal", "tied", "spherical"])
+def test_chains_are_judged_alike_in_all_units(table, covariance):
+    """By log-determinants: of a sum of entries, the feature in the smallest unit were all."""
+    model = GaussianMixture(2, covariance=covariance)
+    generator = np.random.default_rng(0)
+    found = []
+    with double_precision():
+        for units in ([1.0, 1.0], [1.0, 1e4]):
+            prepared = model.prepare(table * units)
+            blocks = prepared.model.blocks(2)
+            factor = generator.normal(size=(blocks.groups, blocks.parts, blocks.size, 4))
+            matrices = np.einsum("...ij,...kj->...ik", factor, factor)
+            known = KnownComponents(
+                jnp.asarray([0.3, 0.7]), jnp.zeros((2, 2)), jnp.asarray(matrices)
+            )
+            judged = known.judged(prepared.model, prepared.data)
+            expected = np.sum(np.linalg.slogdet(matrices)[1], axis=-1)
+            np.testing.assert_allclose(judged["log_determinants"], expected, rtol=1e-12)
+            found.append(judged["log_determinants"])
+            generator = np.random.default_rng(0)
+    np.testing.assert_array_equal(*found)
 
 
 def errors(labels, truth):

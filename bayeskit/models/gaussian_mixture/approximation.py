@@ -12,6 +12,7 @@ from jax.scipy.special import logsumexp
 
 from bayeskit.inference.base import as_leaves
 from bayeskit.models.gaussian_mixture import conjugate, sampling, sketches
+from bayeskit.models.gaussian_mixture.blocks import logdet
 from bayeskit.models.gaussian_mixture.lifted import Certificate
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart
 from bayeskit.posterior import Posterior
@@ -315,9 +316,10 @@ class KnownComponents(_Mixture):
         return density, density
 
     def judged(self, model, data):
-        """Aligned weights and locations, and the size of the covariances."""
+        """Aligned weights and locations, and log-determinants of the standardised covariances."""
         sites = self.plugged_in(model, data)
-        found = {"locations": sites["locations"], "spread": jnp.sum(sites["covariances"])}
+        determinants = jnp.sum(logdet(self.covariance), axis=-1)
+        found = {"locations": sites["locations"], "log_determinants": determinants}
         # The weight of a single component never moves, and has no R-hat.
         return {**found, "weights": sites["weights"]} if self.weights.size > 1 else found
 
