@@ -107,6 +107,8 @@ class Dirichlet(_AtFace):
         Deviation of the error of the value, in its units; exact by default.
     """
 
+    __init__ = _AtFace.__init__  # type checkers see no inherited one in a module
+
     @property
     def functionals(self):
         """The value."""
@@ -118,6 +120,8 @@ class Neumann(_AtFace):
 
     Parameters as for :class:`Dirichlet`.
     """
+
+    __init__ = _AtFace.__init__  # type checkers see no inherited one in a module
 
     @property
     def functionals(self):

@@ -217,6 +217,15 @@ def _call(name, function, coordinates, read, read_unknown):
             if found is None:
                 raise TypeError(f"{name} must give an array (points,), got None")
             return jnp.asarray(found)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"{name} gives u or a derivative of it to a function of NumPy; write it with "
+            "jax.numpy, for example jnp.sin(u())"
+        ) from error
+    except jax.errors.TracerBoolConversionError as error:
+        raise TypeError(
+            f"{name} asks whether a value of u is true, which no value has; use jnp.where"
+        ) from error
     except (TypeError, ValueError) as error:
         told, shape = str(error), next(iter(coordinates.values())).shape
         if isinstance(error, TypeError) and ("Field" in told or "Unknown" in told):

@@ -82,13 +82,16 @@ class Sensors(eqx.Module):
 
         Arrays may be stacked too, as by ``jax.tree.map`` over several ``Sensors``.
         """
-        count = self.values.shape[0]
+        count, sensors = self.values.shape
+        # A stacked number looks like one a sensor: stacked points tell which it is.
+        all_stacked = all(np.ndim(points) > 1 for points in self.points.values())
         ranks = {"values": 1, "points": 1, "noise": 1, "coefficients": 2, "offset": 1}
 
         def item(i):
             def part(name, leaf):
-                stacked = np.ndim(leaf) > ranks[name] and leaf.shape[0] == count
-                return leaf[i] if stacked else leaf
+                number = name == "noise" and np.ndim(leaf) == 1
+                more = np.ndim(leaf) > ranks[name] or (number and (all_stacked or count != sensors))
+                return leaf[i] if more and leaf.shape[0] == count else leaf
 
             fields = {
                 name: jax.tree.map(lambda leaf, n=name: part(n, leaf), getattr(self, name))

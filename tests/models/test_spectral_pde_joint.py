@@ -1,5 +1,7 @@
 """Joint modes of differential equations: densities against dense ones, Laplace, guards."""
 
+import copy
+import dataclasses
 import functools
 
 import jax
@@ -285,6 +287,16 @@ def test_steps_into_nowhere_are_taken_back():
 def test_what_has_no_joint_mode_is_refused(residual, family, message):
     with pytest.raises(ValueError, match=message):
         bk.infer(model_of(residual, family=family), None, MaximumAPosteriori())
+
+
+def test_derivatives_that_rough_fields_have_not_are_refused(posterior):
+    kernel = SpectralMixture(COMPONENTS, "student-t")
+    solution = dataclasses.replace(posterior.approximation, kernel=kernel)
+    rough = copy.copy(posterior)
+    rough.approximation = solution
+    with pytest.raises(ValueError, match=r"two derivatives only, got \{'x': 3\}"):
+        rough.predict({"x": TEST}, derivative={"x": 3})
+    assert np.all(np.isfinite(posterior.predict({"x": TEST}, derivative={"x": 3}).variance))
 
 
 def test_a_start_without_density_is_an_error():

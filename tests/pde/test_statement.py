@@ -115,6 +115,9 @@ def test_same_statement_is_the_same_program():
     [
         (lambda u, x: jnp.sin(u), TypeError, r"write u\(\) for its value"),
         (lambda u, x: np.sin(u), TypeError, r"write u\(\) for its value"),
+        (lambda u, x: u - np.sin(u()), TypeError, r"jax.numpy, for example jnp.sin\(u\(\)\)"),
+        (lambda u, x: bk.pde.divergence(lambda x: np.exp(x), u), TypeError, "with jax.numpy"),
+        (lambda u, x: u if u()[0] > 0 else -u, TypeError, "use jnp.where"),
         (lambda u, x: 1j * u, TypeError, "complex fields are not supported"),
         (lambda u, x: u - np.exp(1j * x), TypeError, "complex fields are not supported"),
         (lambda u, x: u - np.ones(3), ValueError, r"fixed shape in it cannot: .* were \(7,\)"),
@@ -189,3 +192,31 @@ def test_impossible_problems_are_refused(arguments, kind, message):
 def test_impossible_conditions_are_refused(condition, message):
     with pytest.raises((TypeError, ValueError), match=message):
         condition()
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_sensors_stacked_by_a_tree_are_taken_apart(batch):
+    """Also as many data sets as sensors, where a number a data set looks like one a sensor."""
+    points, values = {"x": [0.1, 0.5, 0.9]}, np.arange(3.0)
+    each = [bk.pde.Sensors(points, values + i, noise=0.1 * (i + 1)) for i in range(batch)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    for i, item in enumerate(stacked.items()):
+        np.testing.assert_array_equal(item.points["x"], points["x"])
+        np.testing.assert_array_equal(item.values, values + i)
+        np.testing.assert_array_equal(item.noise, 0.1 * (i + 1))
+    # Values alone: the noise is each sensor's.
+    noise = np.array([0.1, 0.2, 0.3])
+    shared = bk.pde.Sensors(points, np.stack([values, values + 1, values + 2]), noise=noise)
+    for item in shared.items():
+        np.testing.assert_array_equal(item.noise, noise)
+
+
+def test_boxes_far_from_zero_are_warned_about_and_exact_at_their_ends():
+    lower = 1.7e9
+    pde = bk.pde.PDE(lambda u, x: u.d("x"), {"x": (lower, lower + 1)}, [Dirichlet("x", lower, 0.0)])
+    model = bk.models.SpectralPDE(pde, grid={"x": 16})
+    with jax.enable_x64(True):
+        with pytest.warns(bk.PrecisionWarning, match=r"rounded to 3.8e-07 of the domain"):
+            prepared = model.prepare(None)
+        ends = prepared.model.prediction_target({"x": [lower, lower + 1]}, prepared.labels)
+        np.testing.assert_array_equal(ends.inputs.points[0], [0.0, 1.0])

@@ -109,7 +109,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
         num_components,
         *,
         covariance="full",
-        prior="empirical",
+        prior: str | NormalInverseWishart | None = "empirical",
         weights_concentration=1.0,
         num_observations=None,
     ):

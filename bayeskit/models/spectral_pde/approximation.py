@@ -366,7 +366,15 @@ class SpectralPDEPosterior(Posterior):
             return super().predict(inputs, include_noise=include_noise)
         if not isinstance(derivative, dict):
             raise TypeError(f"derivative must be a mapping such as {{'x': 1}}, got {derivative!r}")
-        return super().predict((inputs, orders_of(derivative, self.prepared.model.dims)))
+        orders = orders_of(derivative, self.prepared.model.dims)
+        solution = self.approximation
+        rough = isinstance(solution, JointSolution) and solution.kernel.family == "student-t"
+        if rough and max(orders) > 2:
+            raise ValueError(
+                "derivative: under a student-t spectrum a field has two derivatives only, got "
+                f"{derivative!r}"
+            )
+        return super().predict((inputs, orders))
 
     def spectrum(self, dim: str) -> Spectrum:
         """Frequencies that the solution has in one dimension.

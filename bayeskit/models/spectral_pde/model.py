@@ -31,7 +31,7 @@ from bayeskit.models.base import (
     SupportsMessages,
     key_of_lane,
 )
-from bayeskit.models.spectral_pde import bands, evidence, frame, joint, learning
+from bayeskit.models.spectral_pde import bands, evidence, joint, learning
 from bayeskit.models.spectral_pde import hyper as hypers
 from bayeskit.models.spectral_pde import problem as problems
 from bayeskit.models.spectral_pde.approximation import (
@@ -143,6 +143,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
     pde: PDE | None
     dims: tuple[str, ...] = eqx.field(static=True)
     points: tuple[int, ...] = eqx.field(static=True)
+    bounds: Any
     kernel: SpectralMixture
     equation_noise: float | None
     spectrum_prior: dict[str, Any]
@@ -165,7 +166,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             raise TypeError(f"grid must be a mapping such as {{'x': 400}}, got {grid!r}")
         if set(grid) != set(pde.dims):
             raise ValueError(f"grid names {list(grid)}; the dimensions are {list(pde.dims)}")
-        self.pde, self.dims = pde, pde.dims
+        self.pde, self.dims, self.bounds = pde, pde.dims, np.asarray(pde.bounds, float)
         self.points = tuple(
             check_integer(f"grid[{dim!r}]", grid[dim], _FEWEST_POINTS) for dim in pde.dims
         )
@@ -281,12 +282,11 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         if set(inputs) != set(self.dims):
             raise ValueError(f"inputs names {list(inputs)}; the dimensions are {list(self.dims)}")
         shown, scaled = {}, []
-        for dim, count in zip(self.dims, self.points, strict=True):
+        for dim, (lower, upper) in zip(self.dims, np.asarray(self.bounds), strict=True):
             shown[dim] = double_array(f"inputs[{dim!r}]", inputs[dim], REAL)
             if shown[dim].ndim != 1 or not shown[dim].size:
                 raise ValueError(f"inputs[{dim!r}] must be (points,), got {shown[dim].shape}")
-            lower, length = _box(labels.coords[dim], count)
-            points = problems.scaled_points(f"inputs[{dim!r}]", shown[dim], lower, length)
+            points = problems.scaled_points(f"inputs[{dim!r}]", shown[dim], lower, upper - lower)
             scaled.append(jnp.asarray(points))
         return PredictionTarget(self.dims, shown, Places(tuple(scaled), orders))
 
@@ -315,7 +315,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         if diagnostics.misfit > _LARGE_MISFIT:
             found.append(
                 f"the conditions are met to {diagnostics.misfit:.1e} only: they contradict each "
-                "other or the equation, or are too many"
+                "other or the equation, are too many, or the grid is too coarse"
             )
         if diagnostics.residual > _LARGE_RESIDUAL:
             found.append(
@@ -598,10 +598,3 @@ def _checked_priors(given):
         name: priors.check_prior(f"spectrum_prior[{name!r}]", given.get(name, default))
         for name, default in SPECTRUM_PRIOR.items()
     }
-
-
-def _box(nodes, count):
-    """Lower end and length of a dimension, from its collocation points."""
-    scaled, _ = frame.nodes(count)
-    length = (nodes[-1] - nodes[0]) / (scaled[-1] - scaled[0])
-    return nodes[0] - length * scaled[0], length

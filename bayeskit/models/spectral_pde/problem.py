@@ -19,6 +19,7 @@ from bayeskit.validation import REAL, double_array
 WIDEST = 0.65  # band that is tried, as share of the highest frequency that the points resolve
 _NEAR_NYQUIST = 0.8  # of Nyquist's frequency
 _SLACK = 1e-9  # of the box
+_FAR = 1e-12  # of the box, rounding of coordinates
 _GLANCES = 2**14  # points at which spikes of the source are looked for
 _SPIKE = 3.0  # times the largest value that the solver sees
 
@@ -327,6 +328,14 @@ def scaled_points(name, points, lower, length):
 def _axis(pde, dim, ends, count, kernel):
     nodes, weights = frame.nodes(count)
     lower, length = ends[0], ends[1] - ends[0]
+    rounding = np.finfo(float).eps * max(abs(lower), abs(ends[1])) / length
+    if rounding > _FAR:
+        warnings.warn(
+            f"{dim} in [{lower:.6g}, {ends[1]:.6g}]: so far from zero, coordinates are rounded to "
+            f"{rounding:.1e} of the domain; state the problem with an origin inside",
+            PrecisionWarning,
+            stacklevel=2,
+        )
     own = [each for each in pde.conditions if each.dim == dim]
     rows = [terms for terms, _ in _functionals(pde, dim)]
     noise = [each.noise or 0.0 for each in own for _ in each.functionals]
