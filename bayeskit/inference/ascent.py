@@ -355,14 +355,14 @@ class MaximumAPosteriori(_Ascent):
             )
         )
         better = finite & (objective > climb.objective)
-        best = _where(better, climb.parameters, climb.best)
+        best = optax.tree.where(better, climb.parameters, climb.best)
         direction, moments = adam.update(gradient, climb.moments)
         rate = climb.rate * 0.5 * (1.0 + jnp.cos(jnp.pi * climb.count / self.max_iterations))
         moved = jax.tree.map(lambda p, d: p + rate * d, climb.parameters, direction)
-        moved = _where(finite, moved, best)
+        moved = optax.tree.where(finite, moved, best)
         updated = _Climb(
             moved,
-            _where(finite, moments, adam.init(best)),
+            optax.tree.where(finite, moments, adam.init(best)),
             jnp.where(finite, climb.rate, 0.5 * climb.rate),
             climb.count + 1.0,
             best,
@@ -379,7 +379,3 @@ class MaximumAPosteriori(_Ascent):
         candidates = AscentState(states.parameters.best, states.change)
         best, lane, finite = self._best(lambda p: model.map_objective(data, p), candidates)
         return self._fit(model.map_finish(data, best), finite, lane)
-
-
-def _where(condition, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

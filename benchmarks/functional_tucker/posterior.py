@@ -20,7 +20,7 @@ PLACES, GROUPS = np.linspace(0.0, 3.0, 10), np.arange(5)
 CELLS = ((0, 0), (4, 1), (9, 3))
 # Kernels as good as known, for messages, which keep them: the same model for all three.
 NARROW, WIDE = 0.01, 0.5
-# Along ridges of scale and rotation trees of the default depth take an hour for what these find.
+# Deeper trees, along ridges of scale and rotation, take more than an hour for a hundred data sets.
 CHAINS = MCMC(num_warmup=400, num_samples=400, num_chains=1, max_tree_depth=7)
 METHODS = {
     "MCMC": CHAINS,

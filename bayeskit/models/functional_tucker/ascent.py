@@ -222,8 +222,3 @@ def after_step(leaps, here, length, refused, change) -> Leaps:
         (leaps.turn + 1) % _PERIOD,
         jnp.roll(leaps.changes, 1).at[0].set(jnp.where(refused, 0.0, change)),
     )
-
-
-def where(condition, new, old):
-    """Leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

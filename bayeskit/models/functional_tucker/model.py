@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 
 from bayeskit import statespace
 from bayeskit.models import priors
@@ -379,7 +380,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         def another(carry):
             count, best = carry
             found = trial(count)
-            return count + 1, ascent.where(found.bound > best.bound, found, best)
+            return count + 1, optax.tree.where(found.bound > best.bound, found, best)
 
         count = jnp.asarray(0)
         nothing = jax.tree.map(
@@ -553,14 +554,14 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         here = ascent.position(messages, logs)
         target, length = ascent.target_of(leaps, here)
         leaping = ascent.is_leap(leaps)
-        start, start_logs = ascent.where(
+        start, start_logs = optax.tree.where(
             leaping,
             (ascent.moved(messages, target), target.logs),
             (self._balanced(data, messages, False), logs),
         )
         new = EMState(*self._sweep(data, start, start_logs, climbs), leaps)
         refused = leaping & ~(self.em_objective(data, new) >= objective)
-        new = ascent.where(refused, parameters, new)
+        new = optax.tree.where(refused, parameters, new)
         change = self._em_change(data, new, parameters)
         leaps = ascent.after_step(leaps, here, length, refused, change)
         return new._replace(leaps=leaps), objective

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 _COLUMNS = 4  # a cluster
 _STARTS = 8
@@ -141,8 +142,8 @@ def _search(unit, total, joint, iterations, tolerance, key):
         taken = value <= jnp.max(s.recent) - _DECREASE * length / s.step
         curvature = jnp.abs(jnp.sum(moved * (gradient - s.gradient)))
         ratio = length / jnp.maximum(curvature, tiny) / s.step
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(taken, new, old),
+        kept = optax.tree.where(
+            taken,
             (trial, gradient, missing, objective, jnp.roll(s.recent, 1).at[0].set(value)),
             (s.factors, s.gradient, s.missing, s.objective, s.recent),
         )

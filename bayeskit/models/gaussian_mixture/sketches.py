@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bayeskit.linalg import safe
 from bayeskit.models.base import best_of
@@ -215,8 +216,8 @@ def raced(model, data, best, method):
     labels = lifted.filled(jnp.argmax(weights, axis=1), weights)
     share = jax.nn.one_hot(labels, blocks.components, dtype=rows.dtype)
     objectives = [model.em_objective(data, each) for each in (found.components, components)]
-    return jax.tree.map(
-        lambda new, old: jnp.where(objectives[1] > objectives[0], new, old),
+    return optax.tree.where(
+        objectives[1] > objectives[0],
         found._replace(components=components, objective=objectives[1], share=share),
         found._replace(objective=objectives[0]),
     )

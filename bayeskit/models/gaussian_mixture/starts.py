@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bayeskit.linalg import safe
 from bayeskit.models.gaussian_mixture import conjugate
@@ -256,7 +257,7 @@ def tournament(blocks, table, concentration, key, renewed):
 
         of_seeds = search.round == 0
         share = jax.lax.cond(of_seeds, seeding, move) if moves else seeding()
-        guess = jax.tree.map(lambda a, b: jnp.where(of_seeds, a, b), start.guess, best)
+        guess = optax.tree.where(of_seeds, start.guess, best)
         found, location = statistics_of(blocks, table, share)
         return Sweep(guess, found, location, start.score)
 
@@ -275,7 +276,7 @@ def tournament(blocks, table, concentration, key, renewed):
         sweep = swept(sweep, number, most, anew=final | seeded)
         pool = jax.tree.map(lambda leaf, new: leaf.at[place].set(new), search.pool, sweep)
         better = final & ((sweep.score > search.best.score) | (seeded & ~search.grew))
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), sweep, search.best)
+        best = optax.tree.where(better, sweep, search.best)
         grew, job = search.grew | better, job + 1
 
         near = jnp.sum(pool.score >= jnp.max(pool.score) - _SAME)

@@ -47,7 +47,7 @@ def begin(model, problem, key, lane, initial) -> Learning:
     if initial is None:
         initial = hypers.start(problem), jnp.zeros(evidence.number_of_waves(model.points))
     drawn = hypers.scattered(key_of_lane(key, lane), problem, initial[0])
-    hyper = jax.tree.map(lambda a, b: jnp.where(lane == 0, a, b), initial[0], drawn)
+    hyper = optax.tree.where(lane == 0, initial[0], drawn)
     field = initial[1]
     if not problem.at_nodes.linear:
         field = evidence.mode(model.kernel, problem, evidence.design(problem), hyper, field)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 
 from bayeskit.linalg import kronecker_multiply
 from bayeskit.models import priors
@@ -461,7 +462,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             for each, count in zip(keys, self.points, strict=True)
         ]
         other = joint.start(data, self.kernel, values, drawn)
-        return jax.tree.map(lambda a, b: jnp.where(lane == 0, a, b), unknowns, other)
+        return optax.tree.where(lane == 0, unknowns, other)
 
     def map_objective(self, data, parameters):
         """Log joint density of values, spectra and precisions."""
