@@ -128,17 +128,13 @@ class Position(NamedTuple):
 
 def position(messages, logs) -> Position:
     """Where messages and kernel parameters are."""
-    pairs = tuple((m.mean, m.second - _square(m)) for m in _moments(messages))
+    pairs = tuple((m.mean, m.second - _square(m.mean)) for m in _moments(messages))
     return Position(pairs, jnp.log(messages.precision), logs)
 
 
 def moved(messages, target):
     """Messages with the moments of another position."""
-    moments = [Moments(mean, mean) for mean, _ in target.factors]
-    moments = [
-        Moments(mean, covariance + _square(m))
-        for m, (mean, covariance) in zip(moments, target.factors, strict=True)
-    ]
+    moments = [Moments(mean, covariance + _square(mean)) for mean, covariance in target.factors]
     count = len(messages.modes)
     # A known precision stays what it is to the last digit.
     ratio = jnp.exp(target.log_precision - jnp.log(messages.precision))
@@ -155,8 +151,7 @@ def _moments(messages):
     return (*messages.modes, *cores, messages.offset)
 
 
-def _square(moments):
-    mean = moments.mean
+def _square(mean):
     return mean**2 if mean.ndim == 0 else mean[..., :, None] * mean[..., None, :]
 
 

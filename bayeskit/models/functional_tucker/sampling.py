@@ -14,6 +14,7 @@ from bayeskit.linalg.small import semidefinite_root
 from bayeskit.models import priors
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import pinned, spread_messages
+from bayeskit.models.functional_tucker.starts import normal
 from bayeskit.precision import as_key, double_precision, to_host
 
 _JITTER = 1e-10
@@ -167,25 +168,20 @@ def functions_of(model, data, sites):
 def chain_start(model, data, key, initial):
     """Start values of the kernels, random functions, noise of a quarter of the power."""
     dtype = data.unit.dtype
-
-    def normal(shape):
-        # Single precision, so that the start is the same in every precision.
-        return jax.random.normal(next(keys), shape, jnp.float32).astype(dtype)
-
     keys = iter(jax.random.split(key, 3 * sum(len(m.values) + 2 for m in model.modes) + 2))
     logs = model.initial_logs(data, initial)
     sites = {}
     for k, mode in enumerate(model.modes):
         units = model.prior_units(data, k)
         for name, log_value in logs[k].items():
-            jitter = 0.1 * normal(log_value.shape)
+            jitter = 0.1 * normal(next(keys), log_value.shape, dtype)
             sites[f"{name}_{mode.name}"] = jnp.exp(log_value + jitter) / units[name]
-        sites[f"white_{mode.name}"] = normal(_white_shape(model, data, k))
+        sites[f"white_{mode.name}"] = normal(next(keys), _white_shape(model, data, k), dtype)
     if model.core == "tucker":
         size = math.prod(model.rank_tuple)
-        sites["core"] = normal((size,))
+        sites["core"] = normal(next(keys), (size,), dtype)
     if model.offset is None:
-        sites["offset"] = 0.1 * normal(())
+        sites["offset"] = 0.1 * normal(next(keys), (), dtype)
     if model.noise_variance is None:
         noise = _START_NOISE if initial is None else 1.0 / initial.precision
         sites["noise_variance"] = jnp.asarray(noise, dtype) * _noise_unit(model, data)

@@ -51,6 +51,11 @@ def _messages(modes, core, offset, precision, data):
     )
 
 
+def normal(key, shape, dtype):
+    """Standard normal numbers in single precision, so that starts are alike in every precision."""
+    return jax.random.normal(key, shape, jnp.float32).astype(dtype)
+
+
 def random_messages(model, data, key, at_zero):
     """Functions that vary slowly at random, around random constants.
 
@@ -59,27 +64,23 @@ def random_messages(model, data, key, at_zero):
     """
     dtype = data.unit.dtype
 
-    def normal(key, *shape):
-        # Single precision, so that the start is the same in every precision.
-        return jax.random.normal(key, shape, jnp.float32).astype(dtype)
-
     keys = jax.random.split(key, len(model.modes) + 1)
     modes = []
     for k, (mode, rank) in enumerate(zip(model.modes, model.rank_tuple, strict=True)):
         count = data.steps[k].shape[0]
         level_key, phase_key, speed_key = jax.random.split(keys[k], 3)
         if mode.categorical:
-            mean = normal(level_key, count, rank)
+            mean = normal(level_key, (count, rank), dtype)
         else:
             place = jnp.cumsum(data.steps[k].at[0].set(0.0))
-            speed = normal(speed_key, rank)
+            speed = normal(speed_key, (rank,), dtype)
             turns = jax.random.uniform(phase_key, (rank,), jnp.float32).astype(dtype)
-            level = normal(level_key, rank)
+            level = normal(level_key, (rank,), dtype)
             mean = level + jnp.cos(2 * jnp.pi * (speed * place[:, None] + turns))
         modes.append(_around(mean))
     core = None
     if model.core == "tucker":
-        core = _around(normal(keys[-1], math.prod(model.rank_tuple)))
+        core = _around(normal(keys[-1], (math.prod(model.rank_tuple),), dtype))
     zero = jnp.zeros((), dtype)
     learned = model.noise_variance is None
     precision = zero + 1.0 / START_NOISE if learned else 1.0 / data.noise_variance
