@@ -108,6 +108,28 @@ def test_variable_coefficients():
     assert relative(found.predict({"x": TEST}).mean, wave(TEST)) < 1e-8
 
 
+def test_deviations_know_what_an_unstable_equation_amplifies():
+    # Exact solutions have exp(35 x) beside them, which bands of low frequencies do not hold.
+    truth = np.sin(9.0 * TEST)
+    found = solve(
+        lambda u, x: u.d("x", 1) - 35.0 * (u() - np.sin(9.0 * x)) - 9.0 * np.cos(9.0 * x),
+        [Dirichlet("x", 0.0, 0.0)],
+    )
+    predicted = found.predict({"x": TEST})
+    # 3 here and less on other grids; 100 and more without them.
+    assert np.mean((predicted.mean - truth) ** 2 / predicted.variance) < 6
+    assert relative(predicted.mean, truth) < 1e-4
+    assert np.sqrt(np.mean(predicted.variance)) < 1e-4
+    assert relative(predicted.mean, truth) <= 30 * found.residual
+
+
+def test_a_solution_that_grows_out_of_reach_is_said_to_be_open():
+    with pytest.warns(bk.ConditioningWarning, match="leave the solution open"):
+        found = solve(lambda u, x: u.d("x", 1) - 25.0 * u, [Dirichlet("x", 0.0, 1.0)])
+    assert relative(found.predict({"x": TEST}).mean, np.exp(25.0 * TEST)) > 0.5
+    assert found.residual > 0.5
+
+
 @pytest.fixture(scope="module")
 def allen_cahn():
     return solve(lambda u, x: u.d("x", 2) + u * (u**2 - 1) - curvature(x) - wave(x) ** 3 + wave(x))

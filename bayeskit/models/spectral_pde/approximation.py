@@ -68,7 +68,7 @@ class AbstractSolution(AbstractApproximation):
 
     @abc.abstractmethod
     def on_grid(self, data, places) -> tuple[Any, Any]:
-        """Mean, and variance by the equation's error alone, on a grid."""
+        """Mean, and variance by the equation's error, on a grid."""
 
     def predict(self, inputs, include_noise, model, data):
         """Mean and variance on a grid, no smaller than the error of the conditions or of rounding.
@@ -153,11 +153,14 @@ class DenseSolution(_BandSolution):
         Posterior means and prior deviations.
     factor : array (K, K)
         See :class:`~bayeskit.models.spectral_pde.dense.Covariance`.
+    rivals : array (B, K)
+        Deviations of the coefficients that the equation's error does not show.
     """
 
     coefficients: Any
     scales: Any
     factor: Any
+    rivals: Any
     components: Any
     residual: Any
     misfit: Any
@@ -172,12 +175,16 @@ class DenseSolution(_BandSolution):
         """See :class:`AbstractSolution`."""
         features = self._features(data, places)
         spread = safe.solve_triangular(self.factor.T, (features * self.scales).T)
-        return features @ self.coefficients, jnp.sum(spread**2, axis=0)
+        variance = jnp.sum(spread**2, axis=0) + jnp.sum((self.rivals @ features.T) ** 2, axis=0)
+        return features @ self.coefficients, variance
 
     def draw(self, key, data):
         """See :class:`AbstractSolution`."""
-        noise = jax.random.normal(key, self.coefficients.shape, self.coefficients.dtype)
+        own, between = jax.random.split(key)
+        dtype = self.coefficients.dtype
+        noise = jax.random.normal(own, self.coefficients.shape, dtype)
         moved = self.coefficients + self.scales * back_substitute(self.factor, noise)
+        moved = moved + jax.random.normal(between, self.rivals.shape[:1], dtype) @ self.rivals
         return self._features(data, nodes_of(data)) @ moved
 
 
@@ -189,8 +196,8 @@ class TensorSolution(_BandSolution):
     coefficients : array (R_1, …, R_d)
     transforms : tuple of arrays (K_i, R_i)
         From coefficients to those of the waves.
-    deviations : array (draws, R_1, …, R_d)
-        Draws of the error.
+    deviations : array (D, R_1, …, R_d)
+        Of the coefficients; their squares sum to the variance.
     """
 
     coefficients: Any
@@ -219,12 +226,11 @@ class TensorSolution(_BandSolution):
             return total + kronecker_multiply(factors, deviation) ** 2, None
 
         total, _ = jax.lax.scan(add, jnp.zeros_like(mean), self.deviations)
-        return mean, total / self.deviations.shape[0]
+        return mean, total
 
     def draw(self, key, data):
         """A random combination of the deviations, whose covariance is theirs."""
-        count = self.deviations.shape[0]
-        weights = jax.random.normal(key, (count,), self.coefficients.dtype) / jnp.sqrt(count)
+        weights = jax.random.normal(key, self.deviations.shape[:1], self.coefficients.dtype)
         moved = self.coefficients + jnp.tensordot(weights, self.deviations, axes=1)
         return kronecker_multiply(self._factors(data, nodes_of(data)), moved)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from bayeskit.models.base import key_of_lane
 from bayeskit.models.spectral_pde import problem as problems
+from bayeskit.models.spectral_pde.newton import share_of
 from bayeskit.models.spectral_pde.solver import DenseSolver, TensorSolver
 from bayeskit.models.spectral_pde.spectrum import band
 
@@ -93,7 +94,8 @@ def objective(model, problem, state):
 def finish(model, problem, state):
     """The solution, the evidence where there is one, and what the caveats are read from."""
     best = _chosen(state)
-    return _solver(model).finish(problem, _components(model, problem, best), state.fields[best])
+    components = _components(model, problem, best)
+    return _solver(model).finish(problem, components, state.fields[best], _rivals(state))
 
 
 def _solver(model):
@@ -121,11 +123,28 @@ def _all_tried(problem, state):
     return (state.trials >= len(_BANDS)) | (jnp.min(state.residuals) < enough)
 
 
+def _near(state):
+    """Whether a residual is nearly the smallest."""
+    return state.residuals <= _NEARLY * jnp.min(state.residuals)
+
+
 def _chosen(state):
     """The most probable band of those whose residual is nearly the smallest."""
-    smallest = jnp.min(state.residuals)
-    near = state.residuals <= _NEARLY * smallest
-    smaller = jnp.where(near, state.log_evidences, -jnp.inf)
+    smaller = jnp.where(_near(state), state.log_evidences, -jnp.inf)
     # Where there is no evidence, all are zero: the residual decides.
     tied = jnp.where(smaller == jnp.max(smaller), state.residuals, jnp.inf)
     return jnp.argmin(tied)
+
+
+def _rivals(state):
+    """Deviations (B, …) of the chosen field that other bands show, their squares a variance.
+
+    Differences from fields that leave nearly as little, in the ratio of the two residuals: bands
+    agree on what the equation determines. Where it amplifies a residual along solutions that the
+    chosen band does not hold, its own covariance knows nothing of them. Bands share a part of
+    their errors, so that all differences count, not their mean.
+    """
+    best = _chosen(state)
+    larger = jnp.maximum(state.residuals, state.residuals[best])
+    shares = jnp.where(_near(state), share_of(state.residuals[best], larger), 0.0)
+    return jnp.einsum("b,b...->b...", shares, state.fields - state.fields[best])

@@ -93,8 +93,11 @@ class AbstractSolver(eqx.Module):
         """The solution, by some steps of Newton's iteration from a field."""
 
     @abc.abstractmethod
-    def finish(self, problem, components, field):
-        """The posterior, its log evidence (``None`` where there is none), and diagnostics."""
+    def finish(self, problem, components, field, rivals):
+        """The posterior, its log evidence (``None`` where there is none), and diagnostics.
+
+        ``rivals`` are deviations of the field, one row each, that its own residual does not show.
+        """
 
     def _scales(self, problem, components):
         return [
@@ -150,7 +153,7 @@ class DenseSolver(AbstractSolver):
         log_evidence = jnp.where(jnp.any(field != 0), log_evidence, 0.0)
         return Found(residual, log_evidence, step, field)
 
-    def finish(self, problem, components, field):
+    def finish(self, problem, components, field, rivals):
         """See :class:`AbstractSolver`."""
         (scales,) = self._scales(problem, components)
         ops = dense.operators(problem)
@@ -160,6 +163,7 @@ class DenseSolver(AbstractSolver):
             field,
             scales,
             spread.factor,
+            rivals,
             components,
             residual,
             misfit,
@@ -216,16 +220,17 @@ class TensorSolver(AbstractSolver):
         residual = jnp.maximum(*tensor.residuals(problem, space, field))
         return Found(residual, jnp.zeros(()), step, tensor.values_of(space, field))
 
-    def finish(self, problem, components, field):
+    def finish(self, problem, components, field, rivals):
         """See :class:`AbstractSolver`."""
         space = tensor.space_of(problem, self._scales(problem, components))
         field = tensor.coefficients_of(space, field)
         residual, misfit = tensor.residuals(problem, space, field)
         deviations, noise = tensor.deviations(jax.random.key(0), problem, space, field, _DRAWS)
+        rivals = jax.lax.map(lambda each: tensor.coefficients_of(space, each), rivals)
         solution = TensorSolution(
             field,
             tuple(basis.transform for basis in space.bases),
-            deviations,
+            jnp.concatenate([deviations, rivals]),
             components,
             residual,
             misfit,

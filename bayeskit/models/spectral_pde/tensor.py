@@ -251,8 +251,9 @@ def _size_of_terms(problem, space, by_value):
 
 
 def deviations(key, problem, space, coefficients, count):
-    """Draws (count, R_1, …, R_d) of the field's error: what the residual found may have hidden.
+    """Deviations (count, R_1, …, R_d) of the field by what the residual found may have hidden.
 
+    Draws of its error, whose squares sum to its variance.
     The projected equation has independent errors, all together of the residual's size. A field
     that is zero shows none, of the discretisation neither: some are supposed.
     Coefficients that vary are replaced by their means.
@@ -272,7 +273,7 @@ def deviations(key, problem, space, coefficients, count):
     )
 
     def draw(key):
-        errors = noise / jnp.sqrt(present) * jax.random.normal(key, shape)
+        errors = noise / jnp.sqrt(present * count) * jax.random.normal(key, shape)
         return kronecker_multiply(nulls, inverse(errors))
 
     return jax.lax.map(draw, jax.random.split(key, count)), noise
