@@ -21,7 +21,7 @@ class AscentState(NamedTuple):
 
 
 class AscentRecord(NamedTuple):
-    """Objective before a step and relative change by it."""
+    """Objective before a step, and the relative change that the tolerance is compared with."""
 
     objective: Any
     change: Any

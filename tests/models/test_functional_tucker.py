@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import numpy as np
 import numpyro.distributions as dist
 import pandas as pd
@@ -328,6 +329,10 @@ def test_units_of_values_and_indices_do_not_matter(factor):
     found = other.predict((places[:5] + 0.01) * factor)
     np.testing.assert_allclose(found.mean, factor * expected.mean, rtol=1e-5)
     np.testing.assert_allclose(found.variance, factor**2 * expected.variance, rtol=1e-5)
+    # Values that are small beside a scale that is stated are signal all the same.
+    small = FunctionalTucker(["a", "b", "c"], ranks=1, scale=1e4 * np.std(noisy))
+    apart = fit_quietly(small, (places, noisy)).predict().mean - one.predict().mean
+    assert np.mean(apart**2) < 0.05 * np.var(noisy)
 
 
 def one_slice(places):
@@ -488,6 +493,14 @@ def test_predictions_at_wrong_places_are_refused(line_posterior):
     with pytest.raises(ValueError, match=r"'x' has 1 missing"):
         line_posterior.predict([[np.nan]])
     assert line_posterior.predict(np.zeros((0, 1))).mean.shape == (0,)
+
+
+def test_noise_below_rounding_is_warned_about():
+    places, _, noisy = planted(3, rows=60)
+    model = FunctionalTucker(["a", "b", "c"], ranks=1, noise_variance=1e-16 * np.var(noisy))
+    warned = pytest.warns(bk.PrecisionWarning, match="below what rounding leaves")
+    with jax.enable_x64(True), warned:
+        model.prepare((places, noisy))
 
 
 def test_methods_refuse_what_they_cannot_do():

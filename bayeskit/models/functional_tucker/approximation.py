@@ -126,7 +126,7 @@ class Factorised(AbstractApproximation):
             )
         core = self.messages.core
         if core is not None:
-            covariance = core.second - jnp.outer(core.mean, core.mean)
+            covariance = core.covariance()
             jitter = 1e-14 * jnp.trace(core.second)
             factor = safe.cholesky(covariance + jitter * jnp.eye(len(covariance)))
             factor = factor.astype(core.mean.dtype)
@@ -230,10 +230,10 @@ class Given(AbstractApproximation):
     def _core(self):
         if self.core is None:
             return None
-        return sweep.Moments(self.core, jnp.outer(self.core, self.core))
+        return sweep.Moments.of(self.core, 0.0)
 
     def _modes(self):
-        return tuple(sweep.Moments(v, v[:, :, None] * v[:, None, :]) for v in self.values)
+        return tuple(sweep.Moments.of(value, 0.0) for value in self.values)
 
     def moments(self, model, data):
         sites = self.plugged_in(model, data)
@@ -339,7 +339,7 @@ class FunctionalTuckerPosterior(Posterior):
         means = found.mean
         turns = turns_of(means[:, np.asarray(at_known)], mixing=model.core == "tucker")
         at_points = np.asarray(at_points)
-        covariances = (found.second - means[..., :, None] * means[..., None, :])[:, at_points]
+        covariances = found.covariance()[:, at_points]
         turned = np.einsum("snj,sjr->snr", means[:, at_points], turns)
         variance = np.mean(np.einsum("sir,snij,sjr->snr", turns, covariances, turns), axis=0)
         variance = np.maximum(variance, 0.0) + turned.var(axis=0)

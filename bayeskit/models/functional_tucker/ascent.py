@@ -11,7 +11,10 @@ where their steps lead if they go on shrinking as they do,
 .. math:: x_0 + 2 a r + a^2 v, \qquad r = x_1 - x_0, \quad v = (x_2 - x_1) - r, \quad
           a = \lVert r \rVert / \lVert v \rVert,
 
-and counts only if the objective is no lower after it. R. Varadhan and C. Roland, "Simple and
+and counts only if the objective is no lower after it. Here x are the factors' means, Cholesky
+factors of their covariances (extrapolated covariances may be indefinite, for which the objective
+means nothing), and the logarithms of the noise and of the kernel parameters, which take no part in
+the length a. R. Varadhan and C. Roland, "Simple and
 globally convergent methods for accelerating the convergence of any EM algorithm", Scandinavian
 Journal of Statistics, 2008 (scheme SqS3).
 """
@@ -22,10 +25,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from bayeskit.linalg import safe
+from bayeskit.linalg.small import semidefinite_root
 from bayeskit.models.functional_tucker.sweep import Moments
 
 _FIRST_STEP, _LONGEST_STEP, _SHORTEST_STEP = 0.1, 1.0, 1e-6  # of logarithms
 _REACHED = 0.99
+_FLAT = 1e-3  # slopes relative to the largest, which count as no smaller at first
 _FIRST_REACH, _LONGEST_REACH, _REACH_FACTOR = 4.0, 1000.0, 4.0
 _PERIOD = 3
 
@@ -74,9 +80,12 @@ def climbed(climb, evaluate, parameters):
     eps = jnp.finfo(flat.dtype).eps
 
     def step_from(slope):
-        # At first every parameter moves as far.
-        first = jnp.diag(_FIRST_STEP / jnp.maximum(jnp.abs(slope), eps))
-        curvature = jnp.where(jnp.any(climb.curvature != 0), climb.curvature, first)
+        # At first every parameter moves as far; again, should an estimate lead downhill.
+        steepest = jnp.maximum(jnp.max(jnp.abs(slope)), eps)
+        first = jnp.diag(_FIRST_STEP / jnp.maximum(jnp.abs(slope), _FLAT * steepest))
+        downhill = slope @ climb.curvature @ slope < 0
+        unknown = downhill | ~jnp.any(climb.curvature != 0)
+        curvature = jnp.where(unknown, first, climb.curvature)
         newton = curvature @ slope
         length = jnp.max(jnp.abs(newton))
         step = newton * jnp.minimum(1.0, climb.radius / jnp.where(length > 0, length, 1.0))
@@ -92,15 +101,18 @@ def climbed(climb, evaluate, parameters):
     step, curvature = step_from(slopes[0])
     better = values[1] >= values[0]
     fall = slopes[0] - slopes[1]
-    curved = step @ fall > eps * jnp.linalg.norm(step) * jnp.linalg.norm(fall)
+    curved = step @ fall > jnp.sqrt(eps) * jnp.linalg.norm(step) * jnp.linalg.norm(fall)
     learned = _with_pair(curvature, step, fall, jnp.where(curved, step @ fall, 1.0))
     made = jnp.max(jnp.abs(step))
     longer = jnp.where(made >= _REACHED * climb.radius, 2.0 * climb.radius, climb.radius)
     radius = jnp.clip(jnp.where(better, longer, 0.5 * made), _SHORTEST_STEP, _LONGEST_STEP)
+    # A step that would be longer, and leads nowhere however short, is the estimate's fault.
+    lost = ~better & (made >= _REACHED * climb.radius) & (radius <= _SHORTEST_STEP)
+    curvature = jnp.where(lost, 0.0, jnp.where(curved, learned, curvature))
+    radius = jnp.where(lost, _FIRST_STEP, radius)
     missed = jnp.where(better, 0.0, step @ slopes[0])
     chosen = jax.tree.map(lambda leaf: jnp.where(better, leaf[1], leaf[0]), (points, others))
-    climb = Climb(jnp.where(curved, learned, curvature), radius, missed)
-    return unravel(chosen[0]), climb, chosen[1]
+    return unravel(chosen[0]), Climb(curvature, radius, missed), chosen[1]
 
 
 def _with_pair(curvature, step, fall, product):
@@ -115,7 +127,8 @@ class Position(NamedTuple):
     Attributes
     ----------
     factors : tuple of pairs of arrays
-        Mean and covariance of each mode's functions, of the core if there is one, and the offset.
+        Mean and Cholesky factor of the covariance of each mode's functions (n_k, R_k) and
+        (n_k, R_k, R_k), of the core as a vector if there is one, and of the offset.
     log_precision : scalar
         Of the noise.
     logs : tuple of dicts
@@ -128,13 +141,13 @@ class Position(NamedTuple):
 
 def position(messages, logs) -> Position:
     """Where messages and kernel parameters are."""
-    pairs = tuple((m.mean, m.second - _square(m.mean)) for m in _moments(messages))
-    return Position(pairs, jnp.log(messages.precision), logs)
+    factors = [(moments.mean, _root(moments.covariance())) for moments in _moments(messages)]
+    return Position(tuple(factors), jnp.log(messages.precision), logs)
 
 
 def moved(messages, target):
     """Messages with the moments of another position."""
-    moments = [Moments(mean, covariance + _square(mean)) for mean, covariance in target.factors]
+    moments = [Moments.of(mean, _squared(root)) for mean, root in target.factors]
     count = len(messages.modes)
     # A known precision stays what it is to the last digit.
     ratio = jnp.exp(target.log_precision - jnp.log(messages.precision))
@@ -151,8 +164,19 @@ def _moments(messages):
     return (*messages.modes, *cores, messages.offset)
 
 
-def _square(mean):
-    return mean**2 if mean.ndim == 0 else mean[..., :, None] * mean[..., None, :]
+def _root(covariance):
+    """Of a number, of the one large matrix of a core, or of many small ones."""
+    if covariance.ndim == 0:
+        return jnp.sqrt(jnp.maximum(covariance, 0.0))
+    if covariance.ndim == 3:
+        return semidefinite_root(covariance)
+    size = len(covariance)
+    rounding = size * jnp.finfo(covariance.dtype).eps * jnp.trace(covariance)
+    return safe.cholesky(covariance + rounding * jnp.eye(size, dtype=covariance.dtype))
+
+
+def _squared(root):
+    return root**2 if root.ndim == 0 else root @ jnp.swapaxes(root, -1, -2)
 
 
 class Leaps(NamedTuple):

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,6 +13,7 @@ import pandas as pd
 import xarray as xr
 from jax.sharding import Mesh, NamedSharding
 
+from bayeskit.errors import PrecisionWarning
 from bayeskit.linalg.sharding import spread, to_auto_mesh
 from bayeskit.models.functional_tucker.sweep import Rows
 from bayeskit.precision import gathered, is_distributed
@@ -22,6 +24,7 @@ _SKETCH_ROWS = 1024
 _BLOCK_NUMBERS = 2**22
 _LARGEST_BLOCK = 2**17
 _NUMBERS = "fiu"
+_ROUNDING = 16  # units of it, of sums of squares that are differences
 # Of nanoseconds in 64 bits.
 _LAST_DATE = np.datetime64((2**63 - 1) // 10**9, "s")
 _FIRST_DATE = np.datetime64(-((2**63 - 1) // 10**9), "s")
@@ -42,6 +45,9 @@ class Observations(eqx.Module):
         Positions of some rows.
     center, unit : scalars
         Subtracted from the values, and what they were divided by.
+    spread : scalar
+        Variance of the standardised values: one, or zero if they are all equal, unless the model
+        states its own scale.
     noise_variance : scalar
         The known one over ``unit²``, NaN where it is learned.
     count : int
@@ -54,6 +60,7 @@ class Observations(eqx.Module):
     sketch: tuple
     center: Any
     unit: Any
+    spread: Any
     noise_variance: Any
     count: int = eqx.field(static=True)
 
@@ -390,6 +397,14 @@ def _observations(model, part, sizes, dtype, multiple):
         steps.append(jnp.asarray(np.pad(made, (0, length - len(made))), dtype))
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SKETCH_ROWS)).astype(int))
     noise = np.nan if model.noise_variance is None else model.noise_variance / unit**2
+    smallest = _ROUNDING * np.finfo(dtype).eps * np.var(values)
+    if model.noise_variance is not None and model.noise_variance < smallest:
+        warnings.warn(
+            f"noise_variance={model.noise_variance:.3g} is below what rounding leaves of the "
+            f"values' variance, {smallest:.3g} in {np.dtype(dtype)}: the bound means nothing",
+            PrecisionWarning,
+            stacklevel=2,
+        )
     return Observations(
         rows=rows,
         steps=tuple(steps),
@@ -397,6 +412,7 @@ def _observations(model, part, sizes, dtype, multiple):
         sketch=tuple(jnp.asarray(index[chosen], jnp.int32) for index in part["index"]),
         center=jnp.asarray(center, dtype),
         unit=jnp.asarray(unit, dtype),
+        spread=jnp.asarray(np.var(values) / unit**2, dtype),
         noise_variance=jnp.asarray(noise, dtype),
         count=count,
     )

@@ -43,7 +43,7 @@ from bayeskit.statespace.kernels import names_in_index_units
 from bayeskit.validation import check_finite_number, check_positive
 
 _STARTS, _MOST_STARTS = 4, 32
-_NOTHING = 1e-6  # share of the values' power that counts as none
+_NOTHING = 1e-6  # share of the values' variance that counts as none
 _TRIAL_SWEEPS = 20
 _DEVIATIONS = {"lengthscale": 1.5, "period": 0.1}  # of the logarithm, under default priors
 _NATS = 100.0  # a gain of the bound that the stopping rule counts as a change by one
@@ -374,7 +374,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
 
         def unfinished(carry):
             count, best = carry
-            collapsed = self._explained(best) <= _NOTHING
+            collapsed = self._explained(data, best) <= _NOTHING
             return (count < _STARTS) | (collapsed & (count < _MOST_STARTS))
 
         def another(carry):
@@ -393,7 +393,8 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         """Messages to start from: those of an earlier posterior, else the best of random ones."""
         if initial is None or initial.messages is None:
             return self._searched_start(data, key, lane, logs, initial is None)
-        return self._sweep(data, self._balanced(data, initial.messages, False), logs)[0]
+        # Not balanced before a sweep has renewed the functions' messages.
+        return self._sweep(data, initial.messages, logs)[0]
 
     def start_from(self, posterior, data, labels):
         """Kernel parameters, noise and (unless they are draws of chains) functions and core."""
@@ -586,7 +587,7 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         return (
             Factorised(parameters.messages, parameters.logs),
             parameters.messages.bound,
-            self._explained(parameters.messages),
+            self._explained(data, parameters.messages),
         )
 
     # Messages
@@ -629,13 +630,16 @@ class FunctionalTucker(SupportsEM, SupportsMessages, SupportsMCMC, SupportsUpdat
         return (
             Factorised(messages, self.start_logs(data)),
             messages.bound,
-            self._explained(messages),
+            self._explained(data, messages),
         )
 
     @staticmethod
-    def _explained(messages):
-        """Share of the values' power at some rows that the fit has, without its mean."""
-        return jnp.var(messages.sketch)
+    def _explained(data, messages):
+        """Variance of the fit at some rows relative to the values'; one if those are equal."""
+        varied = data.spread > 0
+        return jnp.where(
+            varied, jnp.var(messages.sketch) / jnp.where(varied, data.spread, 1.0), 1.0
+        )
 
     def caveats(self, diagnostics):
         """A fit that is the same everywhere has explained nothing."""

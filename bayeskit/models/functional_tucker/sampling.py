@@ -14,11 +14,11 @@ from bayeskit.linalg.small import semidefinite_root
 from bayeskit.models import priors
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import pinned, spread_messages
-from bayeskit.models.functional_tucker.starts import normal
+from bayeskit.models.functional_tucker.starts import normal, typical_variance
 from bayeskit.precision import as_key, double_precision, to_host
 
 _JITTER = 1e-10
-_START_NOISE = 0.25  # of a chain, as a share of the values' power
+_START_NOISE = 0.25  # of a chain, as a share of the values' variance
 
 
 def sample_prior(model, key):
@@ -183,7 +183,9 @@ def chain_start(model, data, key, initial):
     if model.offset is None:
         sites["offset"] = 0.1 * normal(next(keys), (), dtype)
     if model.noise_variance is None:
-        noise = _START_NOISE if initial is None else 1.0 / initial.precision
+        noise = (
+            _START_NOISE * typical_variance(data) if initial is None else 1.0 / initial.precision
+        )
         sites["noise_variance"] = jnp.asarray(noise, dtype) * _noise_unit(model, data)
     return sites
 

@@ -11,8 +11,8 @@ from bayeskit.models.functional_tucker import data as tables
 from bayeskit.models.functional_tucker import sweep
 from bayeskit.models.functional_tucker.approximation import Factorised, moments_at_points
 
-# Share of the values' power: weak components do not survive the first sweeps beside much more.
-START_NOISE = 0.01
+# Share of the values' variance: weak components do not survive the first sweeps beside much more.
+_START_NOISE = 0.01
 
 
 class Start(NamedTuple):
@@ -31,6 +31,15 @@ class Start(NamedTuple):
     logs: tuple
     precision: Any
     messages: Any
+
+
+def typical_variance(data):
+    """Of the standardised values; one if they are all equal."""
+    return jnp.where(data.spread > 0, data.spread, 1.0)
+
+
+def _start_precision(data):
+    return 1.0 / (_START_NOISE * typical_variance(data))
 
 
 def _messages(modes, core, offset, precision, data):
@@ -83,7 +92,7 @@ def random_messages(model, data, key, at_zero):
         core = _around(normal(keys[-1], (math.prod(model.rank_tuple),), dtype))
     zero = jnp.zeros((), dtype)
     learned = model.noise_variance is None
-    precision = zero + 1.0 / START_NOISE if learned else 1.0 / data.noise_variance
+    precision = _start_precision(data) if learned else 1.0 / data.noise_variance
     offset = zero
     if model.offset is None:
         offset = jnp.where(at_zero, -data.center / data.unit, zero)
@@ -93,7 +102,7 @@ def random_messages(model, data, key, at_zero):
 def _around(mean):
     """Moments of a normal distribution with a little variance."""
     eye = jnp.eye(mean.shape[-1], dtype=mean.dtype)
-    return sweep.Moments(mean, mean[..., :, None] * mean[..., None, :] + 0.1 * eye)
+    return sweep.Moments.of(mean, 0.1 * eye)
 
 
 def from_posterior(model, posterior, data, labels) -> Start:
@@ -116,15 +125,18 @@ def from_posterior(model, posterior, data, labels) -> Start:
     if model.noise_variance is None and "noise_variance" in posterior.mean:
         precision = data.unit**2 / jnp.asarray(posterior.mean["noise_variance"], dtype)
     elif model.noise_variance is None:
-        precision = jnp.asarray(1.0 / START_NOISE, dtype)
+        precision = _start_precision(data)
     approximation = posterior.approximation
     if not isinstance(approximation, Factorised):
         return Start(logs, precision, None)
+    if model.noise_variance is None and posterior.model.noise_variance is None:
+        # The mean of the variance is not the inverse of the precision's.
+        precision = approximation.messages.precision.astype(dtype) / ratio**2
     modes = []
     for k, mode in enumerate(model.modes):
         if mode.name not in known_before:
             ones = jnp.ones((data.steps[k].shape[0], model.rank_tuple[k]), dtype)
-            modes.append(sweep.Moments(ones, ones[:, :, None] * ones[:, None, :]))
+            modes.append(sweep.Moments.of(ones, 0.0))
             continue
         known, points = posterior.names.coords[mode.name], labels.coords[mode.name]
         span = tables.span_of(mode, known)
@@ -143,8 +155,7 @@ def from_posterior(model, posterior, data, labels) -> Start:
     if model.offset is None:
         before = approximation.messages.offset
         mean = (old.center - data.center) / data.unit + ratio * before.mean
-        variance = ratio**2 * (before.second - before.mean**2)
-        offset = sweep.Moments(mean, variance + mean**2)
+        offset = sweep.Moments.of(mean, ratio**2 * before.covariance())
     core, offset = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (core, offset))
     return Start(logs, precision, _messages(modes, core, offset, precision, data))
 

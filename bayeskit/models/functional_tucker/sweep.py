@@ -42,10 +42,29 @@ class Rows(NamedTuple):
 
 @storable
 class Moments(NamedTuple):
-    """First and second moments of the functions of one mode, or of the core as a vector."""
+    """First and second moments of the functions of one mode, of the core as a vector, or a number.
+
+    Attributes
+    ----------
+    mean : array (…, R) or scalar
+    second : array (…, R, R) or scalar
+    """
 
     mean: Any
     second: Any
+
+    @classmethod
+    def of(cls, mean, covariance) -> "Moments":
+        """Those of a distribution with some covariance."""
+        return cls(mean, covariance + _square(mean))
+
+    def covariance(self):
+        """Of shape (…, R, R), or a scalar."""
+        return self.second - _square(self.mean)
+
+
+def _square(mean):
+    return mean**2 if jnp.ndim(mean) == 0 else mean[..., :, None] * mean[..., None, :]
 
 
 @storable
@@ -270,15 +289,14 @@ def core_update(shift, information):
     covariance, mean = 0.5 * (solved[:, :-1] + solved[:, :-1].T), solved[:, -1]
     log_determinant = -2.0 * jnp.sum(jnp.log(jnp.diagonal(lower)))
     divergence = 0.5 * (jnp.trace(covariance) + mean @ mean - size - log_determinant)
-    return Moments(mean, covariance + jnp.outer(mean, mean)), divergence
+    return Moments.of(mean, covariance), divergence
 
 
 def offset_update(shift, information):
     """Factor of an offset with a standard normal prior, and its divergence."""
     variance = 1.0 / (information + 1.0)
-    mean = variance * shift
-    second = variance + mean**2
-    return Moments(mean, second), 0.5 * (second - 1.0 - jnp.log(variance))
+    moments = Moments.of(variance * shift, variance)
+    return moments, 0.5 * (moments.second - 1.0 - jnp.log(variance))
 
 
 class NoisePrior(NamedTuple):
