@@ -23,7 +23,7 @@ def free_port():
     ("family", "processes"),
     [
         ("kronecker_sbl", 1),
-        ("functional_tucker", 1),
+        pytest.param("functional_tucker", 1, marks=pytest.mark.full),
         # Two processes of one test beside another test take two cores for a minute.
         pytest.param("kronecker_sbl", 2, marks=pytest.mark.full),
         pytest.param("functional_tucker", 2, marks=pytest.mark.full),

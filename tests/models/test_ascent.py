@@ -141,6 +141,7 @@ def test_a_leap_ends_at_the_fixed_point_of_steps_that_shrink_alike():
     assert float(full.reach) == pytest.approx(200.0)
 
 
+@pytest.mark.full
 def test_a_search_whose_starts_have_collapsed_goes_on():
     """The four starts that every search makes end at zero here, and so would the fit."""
     generator = np.random.default_rng(0)

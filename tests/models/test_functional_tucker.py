@@ -358,12 +358,10 @@ ODD = {
         np.append(values, values),
     ),
 }
-USUALLY = {"one point"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in USUALLY else [pytest.mark.full]) for n in ODD]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", ODD)
 def test_odd_but_valid_data_are_explained_and_nothing_else(name):
     places, _, noisy = planted(3, rows=60)
     data = ODD[name](places, noisy)
