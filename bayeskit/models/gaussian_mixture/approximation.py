@@ -4,7 +4,6 @@ import abc
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from bayeskit.models.gaussian_mixture import conjugate, sampling, sketches
 from bayeskit.models.gaussian_mixture.blocks import logdet
 from bayeskit.models.gaussian_mixture.lifted import Certificate
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart
+from bayeskit.models.tables import log_units
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
 from bayeskit.results import AbstractApproximation, Prediction, map_in_blocks
@@ -70,34 +70,6 @@ def mixed_moments(log_share, means, variances):
     each = jnp.where(share > 0, variances + (means - mean[:, None]) ** 2, 0.0)
     spread = jnp.sum(share * each, axis=1)
     return mean, spread
-
-
-class RowsToComplete(eqx.Module):
-    """Rows of a prediction in the user's units.
-
-    Attributes
-    ----------
-    values : array (rows, d)
-        Zero where missing.
-    observed : array (rows, d) or None
-        Zero where a value is missing, one elsewhere; ``None`` where none is.
-    """
-
-    values: Any
-    observed: Any
-
-    def standardised(self, data):
-        """Values and mask as the components' are."""
-        values = (self.values - data.center) / data.unit
-        return (values if self.observed is None else values * self.observed), self.observed
-
-
-def log_units(data, values, observed):
-    """Sums (rows,) of the logarithms of the units of the observed values."""
-    logs = jnp.log(data.unit)
-    return jnp.sum(
-        jnp.broadcast_to(logs, values.shape) if observed is None else observed * logs, -1
-    )
 
 
 class _Mixture(AbstractApproximation):

@@ -6,15 +6,13 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
-from bayeskit.errors import ConditioningWarning
+from bayeskit.models import tables
 from bayeskit.models.gaussian_mixture.empirical import empirical_prior
 from bayeskit.models.gaussian_mixture.prior import block_prior, flat_prior
 from bayeskit.models.gaussian_mixture.table import Rows, Table
-from bayeskit.precision import gathered
 from bayeskit.results import Labels
-from bayeskit.validation import coordinates_along, dimension_name, is_numeric, values_of
+from bayeskit.validation import coordinates_along
 
 _BLOCK_NUMBERS = 2**20
 _QUARTILE_ROWS = 4096
@@ -22,49 +20,9 @@ _QUARTILES = 1.349  # between the quartiles of a standard normal variable
 _OBSERVED = "x"
 
 
-def array_of(name, data, axes=2):
-    """Numbers of any accepted form of data, NaN where one is missing.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument, what came and what was expected.
-    """
-    if isinstance(data, pd.DataFrame):
-        wrong = [
-            column
-            for column, kind in data.dtypes.items()
-            if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)
-        ]
-        if wrong:
-            raise TypeError(f"{name} has columns that are no numbers: {wrong}; drop them")
-        if not data.columns.is_unique:
-            twice = list(data.columns[data.columns.duplicated()])
-            raise ValueError(f"{name} has several columns {twice}: expected one of each name")
-        data = data.to_numpy(dtype=float, na_value=np.nan)
-    if isinstance(data, np.ma.MaskedArray):
-        data = np.ma.filled(np.ma.asarray(data, dtype=float), np.nan)
-    values = np.asarray(gathered(values_of(name, data)))
-    if not is_numeric(values) or values.dtype.kind == "c":
-        raise TypeError(f"{name} must be real numbers, got {values.dtype}")
-    expected = "(n, d)" if axes == 2 else "(batch, n, d)"
-    if values.ndim != axes or values.size == 0:
-        raise ValueError(f"{name} must have the shape {expected}, got {values.shape}")
-    single = values.dtype.itemsize <= 4 and values.dtype.kind == "f"
-    values = values.astype(np.float32 if single else np.float64)
-    infinite = np.argwhere(np.isinf(values))
-    if infinite.size:
-        raise ValueError(
-            f"{name} has {len(infinite)} infinite values, the first at index "
-            f"{tuple(int(i) for i in infinite[0])}; finite numbers are expected, or NaN where a "
-            "value is missing"
-        )
-    return values
-
-
 def prepare(model, data, batch):
     """Tables, labels and groups of one data set, or of several stacked on axis 0."""
-    values = array_of("data", data, 3 if batch else 2)
+    values = tables.array_of("data", data, 3 if batch else 2)
     items = values if batch else values[None]
     count, features = items.shape[1:]
     if count < model.num_components:
@@ -79,7 +37,7 @@ def prepare(model, data, batch):
     if not isinstance(given, (str, type(None))) and given.location.size != features:
         raise ValueError(f"prior is of {given.location.size} features, data has {features} columns")
     if not batch:
-        _check_columns(data, items[0])
+        tables.check_columns(data, items[0], "they tell nothing of the components")
     # A data set of nothing but NaN is no set of missing values: it stays NaN.
     missing = bool(np.isnan(items[~unusable]).any())
     holes = np.isnan(items[~unusable]).any(axis=2).sum(axis=1)
@@ -87,23 +45,6 @@ def prepare(model, data, batch):
     made = [_table(model, item, missing, complete) for item in items]
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
     return table, _labels(model, data, values, batch), _groups(data, values, batch)
-
-
-def _check_columns(data, values):
-    observed = ~np.isnan(values)
-    names = list(data.columns) if isinstance(data, pd.DataFrame) else list(range(values.shape[1]))
-    empty = [names[j] for j in np.flatnonzero(~observed.any(axis=0))]
-    if empty:
-        raise ValueError(f"data has columns without any value: {empty}; leave them out")
-    with np.errstate(all="ignore"):
-        constant = np.flatnonzero(np.nanmin(values, axis=0) == np.nanmax(values, axis=0))
-    if constant.size:
-        warnings.warn(
-            f"data has constant columns, {[names[j] for j in constant]}: they tell nothing of the "
-            "components",
-            ConditioningWarning,
-            stacklevel=5,
-        )
 
 
 def blocked(blocks, values, observed, dtype):
@@ -189,17 +130,8 @@ def _stated_prior(given, blocks, center, unit, dtype):
     return block_prior(blocks, *(jnp.asarray(part, dtype) for part in parts))
 
 
-def _names_of(data, batch):
-    if isinstance(data, pd.DataFrame):
-        index = None if isinstance(data.index, pd.RangeIndex) else np.asarray(data.index)
-        return "observation", "feature", index, np.asarray(data.columns.astype(str))
-    lead = int(batch)
-    names = [dimension_name(data, lead, "observation"), dimension_name(data, lead + 1, "feature")]
-    return (*names, coordinates_along(data, lead), coordinates_along(data, lead + 1))
-
-
 def _labels(model, data, values, batch):
-    row, feature, rows, features = _names_of(data, batch)
+    row, feature, rows, features = tables.names_of(data, batch)
     other = f"{feature}_other"
     reserved = {"batch", "chain", "draw", "iteration", "part", "component"}
     if row == feature or {row, feature, other} & reserved:
@@ -229,6 +161,6 @@ def _labels(model, data, values, batch):
 
 
 def _groups(data, values, batch):
-    row, feature, _, _ = _names_of(data, batch)
+    row, feature, _, _ = tables.names_of(data, batch)
     dims = ("batch",) * bool(batch) + (row, feature)
     return {"observed_data": {_OBSERVED: (dims, values)}, "constant_data": {}}

@@ -16,9 +16,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
-import xarray as xr
 
+from bayeskit.models import tables
 from bayeskit.models.base import (
     Prepared,
     SupportsEM,
@@ -30,23 +29,20 @@ from bayeskit.models.base import (
     relative_change,
 )
 from bayeskit.models.gaussian_mixture import conjugate, sampling, sketches, starts
-from bayeskit.models.gaussian_mixture import data as tables
+from bayeskit.models.gaussian_mixture import data as preparation
 from bayeskit.models.gaussian_mixture.approximation import (
     Certified,
     Conjugate,
     GaussianMixturePosterior,
     KnownComponents,
-    RowsToComplete,
 )
 from bayeskit.models.gaussian_mixture.blocks import STRUCTURES, Blocks
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart, block_prior
-from bayeskit.results import PredictionTarget
 from bayeskit.validation import check_integer, check_positive
 
 _FINISHING_SWEEPS = 500
 _FINISHING_TOLERANCE = 1e-5
 _PROGRAM_ROWS = 3
-_LARGEST = 1e100  # numbers in the user's units
 
 
 class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
@@ -169,7 +165,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
-        table, labels, groups = tables.prepare(self, data, batch)
+        table, labels, groups = preparation.prepare(self, data, batch)
         prepared = eqx.tree_at(
             lambda m: (m.prior, m.weights_concentration, m.estimates),
             self,
@@ -200,30 +196,7 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
 
     def prediction_target(self, inputs, labels):
         """Rows, complete or not."""
-        row, feature = labels.dims[labels.observed]
-        known = labels.coords[feature]
-        if isinstance(inputs, xr.DataArray):
-            inputs = _in_order_of(inputs, row, feature, known)
-        if isinstance(inputs, pd.DataFrame) and known.dtype.kind in "OU":
-            columns = list(inputs.columns.astype(str))
-            missing = [name for name in known if name not in columns]
-            if missing:
-                raise ValueError(f"inputs has no columns {missing}, which the data have")
-            inputs = inputs.set_axis(columns, axis=1)[list(known)]
-        values = tables.array_of("inputs", inputs)
-        if values.shape[1] != len(known):
-            raise ValueError(
-                f"inputs must have the data's {len(known)} columns, got {values.shape[1]}"
-            )
-        if np.nanmax(np.abs(values), initial=0.0) > _LARGEST:
-            raise ValueError(f"inputs has values beyond {_LARGEST:g}, whose squares overflow")
-        coords = {feature: known}
-        seen = ~np.isnan(values)
-        rows = RowsToComplete(
-            jnp.asarray(np.where(seen, values, 0.0)),
-            None if seen.all() else jnp.asarray(seen.astype(values.dtype)),
-        )
-        return PredictionTarget((row, feature), coords, rows)
+        return tables.rows_target(inputs, labels)
 
     def start_from(self, posterior, data, labels):
         """Weights, locations and covariances by site."""
@@ -499,20 +472,6 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     def mcmc_conditional(self, data, sites):
         """Everything is sampled: one draw."""
         return KnownComponents(*sampling.given_sites(self, data, sites))
-
-
-def _in_order_of(inputs, row, feature, known):
-    """Rows of an array by the names of its dims and of its features."""
-    if set(inputs.dims) == {row, feature}:
-        inputs = inputs.transpose(row, feature)
-    last = inputs.dims[-1]
-    if inputs.ndim == 2 and known.dtype.kind in "OU" and last in inputs.coords:
-        names = inputs.coords[last].values
-        missing = [str(name) for name in known if name not in names]
-        if missing:
-            raise ValueError(f"inputs has no features {missing}, which the data have")
-        return inputs.sel({last: list(known)})
-    return inputs
 
 
 def in_order(components):
