@@ -207,6 +207,8 @@ def summary_table(posterior, sites):
         values = {
             name: float(value)
             for site, array in diagnostics.get(column, {}).items()
+            # Chains may be judged by more than their sites.
+            if site in labels.dims
             for name, value in zip(
                 _entries(site, list(np.ndindex(np.shape(array))), labels),
                 np.ravel(array),

@@ -219,4 +219,40 @@ def _gaussian_mixture():
     )
 
 
-REGISTERED = (*_kronecker_sbl(), *_functional_tucker(), *_spectral_pde(), *_gaussian_mixture())
+def _singular_distribution():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(14, 2)) @ generator.normal(size=(2, 4)) + [3.0, 0.0, 1.0, -2.0]
+    rows = rows + 0.3 * generator.normal(size=rows.shape)
+    prior = dist.InverseGamma(3.0, 0.5)
+    model = bk.models.SingularDistribution(2, perturbation=0.2, noise_prior=prior)
+    reasons = {"non_finite_rejected": "NaN are missing values; infinities are refused"}
+    expected_failed = dict.fromkeys(("EM", "MessagePassing", "MCMC"), reasons)
+    yield Registered(
+        "singular_distribution",
+        model,
+        rows,
+        methods()[:2],
+        expected_failed=expected_failed,
+    )
+    trained = {
+        "loadings": generator.normal(size=(4, 2)),
+        "offset": rows.mean(axis=0),
+        "noise_variance": np.array(0.3),
+    }
+    yield Registered(
+        "singular_distribution_sampled",
+        model.with_estimates(trained),
+        rows,
+        methods()[2:],
+        full=True,
+        expected_failed=expected_failed,
+    )
+
+
+REGISTERED = (
+    *_kronecker_sbl(),
+    *_functional_tucker(),
+    *_spectral_pde(),
+    *_gaussian_mixture(),
+    *_singular_distribution(),
+)

@@ -78,10 +78,12 @@ class ChainApproximation(AbstractApproximation):
             return ((mean, spread), index + 1), None
 
         ((mean, spread), _), _ = jax.lax.scan(welford, (zeros, 0), flat)
-        return mean, jax.tree.map(lambda s: s / count, spread)
+        given = self.plugged_in(model, data)
+        variance = jax.tree.map(lambda s: s / count, spread)
+        return {**mean, **given}, {**variance, **jax.tree.map(jnp.zeros_like, given)}
 
     def plugged_in(self, model, data):
-        return {}
+        return model.mcmc_given(data)
 
     def _draw(self, key, sites, model, data):
         conditional = model.mcmc_conditional(data, sites)

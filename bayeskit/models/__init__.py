@@ -17,6 +17,11 @@ from bayeskit.models.gaussian_mixture import (
 )
 from bayeskit.models.kronecker_sbl import KroneckerSBL, KroneckerSBLPosterior
 from bayeskit.models.priors import ScaledByData
+from bayeskit.models.singular import (
+    RowLikelihood,
+    SingularDistribution,
+    SingularDistributionPosterior,
+)
 from bayeskit.models.spectral_pde import SpectralMixture, SpectralPDE, SpectralPDEPosterior
 
 __all__ = [
@@ -31,7 +36,10 @@ __all__ = [
     "MixturePrediction",
     "Mode",
     "NormalInverseWishart",
+    "RowLikelihood",
     "ScaledByData",
+    "SingularDistribution",
+    "SingularDistributionPosterior",
     "SpectralMixture",
     "SpectralPDE",
     "SpectralPDEPosterior",

@@ -317,6 +317,10 @@ class SupportsMCMC(AbstractModel):
     def mcmc_init(self, data, key, initial):
         """Start values by NumPyro site, in the constrained space, different for each key."""
 
+    def mcmc_given(self, data) -> dict[str, Any]:
+        """Sites that an earlier fit found and chains take as known; as it is, none."""
+        return {}
+
     def mcmc_aligned(self, data, sites, density):
         """Draws (chain, draw, …) by site with what is exchangeable in the same order in all.
 

@@ -1,0 +1,163 @@
+"""From tables to what the computations use: checks, one unit for all columns, known decoders."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayeskit.models import tables
+from bayeskit.models.priors import inverse_gamma
+from bayeskit.models.singular.linear import LinearDecoder
+from bayeskit.results import Labels
+from bayeskit.validation import coordinates_along
+
+_OBSERVED = "x"
+_SITES = ("loadings", "offset", "noise_variance")
+
+
+class SingularTable(eqx.Module):
+    """One data set.
+
+    Attributes
+    ----------
+    values : array (n, D)
+        Standardised: columns centred, all divided by one unit. Zero where missing.
+    observed : array (n, D) or None
+        Zero where a value is missing, one elsewhere; ``None`` where none is.
+    center : array (D,)
+    unit : scalar
+        Root of the mean variance of the columns.
+    count : scalar
+        Number of observed values.
+    perturbation : scalar
+        Standard deviation of the added noise, in ``unit``.
+    noise_variance : scalar
+        Of the data themselves where it is known, in ``unit²``; NaN where it is learned.
+    noise_prior : pair of scalars
+        Concentration and rate of the inverse-gamma prior of the noise variance, zeros where flat.
+    given : LinearDecoder
+        What an earlier fit found, in these units; NaN where there was none.
+    noise_learned : bool
+    proper : bool
+        Whether nothing has a flat prior.
+    """
+
+    values: Any
+    observed: Any
+    center: Any
+    unit: Any
+    count: Any
+    perturbation: Any
+    noise_variance: Any
+    noise_prior: Any
+    given: LinearDecoder
+    noise_learned: bool = eqx.field(static=True)
+    proper: bool = eqx.field(static=True)
+
+
+def prepare(model, data, batch):
+    """Tables, labels and groups of one data set, or of several stacked on axis 0."""
+    values = tables.array_of("data", data, 3 if batch else 2)
+    items = values if batch else values[None]
+    count, features = items.shape[1:]
+    if features <= model.latent_dim:
+        raise ValueError(
+            f"latent_dim={model.latent_dim} must be below the number of columns of data, "
+            f"{features}: otherwise the noise itself would be decoded"
+        )
+    if count <= model.latent_dim:
+        raise ValueError(
+            f"data has {count} rows; latent_dim={model.latent_dim} needs more than that"
+        )
+    unusable = np.asarray(np.isnan(items).all(axis=(1, 2)))
+    if not batch:
+        if unusable[0]:
+            raise ValueError("data is NaN everywhere: at least one value is expected")
+        tables.check_columns(data, items[0], "they make the noise look smaller; leave them out")
+    # A data set of nothing but NaN is no set of missing values: it stays NaN.
+    missing = bool(np.isnan(items[~unusable]).any())
+    made = [_table(model, item, missing, batch) for item in items]
+    table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
+    return table, _labels(model, data, values, batch), _groups(data, values, batch)
+
+
+def _table(model, values, missing, batch):
+    dtype = values.dtype
+    observed = ~np.isnan(values)
+    whole = values.astype(np.float64)
+    counts = np.maximum(observed.sum(axis=0), 1)
+    center = np.where(observed, whole, 0.0).sum(axis=0) / counts
+    # Twice, so that the mean of numbers far from zero has no rounding error.
+    center = center + np.where(observed, whole - center, 0.0).sum(axis=0) / counts
+    squares = np.where(observed, whole - center, 0.0) ** 2
+    unit = np.sqrt(np.mean(squares.sum(axis=0) / counts))
+    if not unit > 1e-12 * np.max(np.abs(center)) or not observed.any():
+        if not batch:
+            raise ValueError(
+                "data has equal rows only, to rounding: there is no distribution to learn"
+            )
+        unit = np.nan
+    standard = (whole - center) / unit
+    if missing:
+        standard = np.where(observed, standard, 0.0)
+    known_noise = np.nan if model.noise_scale is None else (model.noise_scale / unit) ** 2
+    return SingularTable(
+        jnp.asarray(standard, dtype),
+        jnp.asarray(observed, dtype) if missing else None,
+        jnp.asarray(center, dtype),
+        jnp.asarray(unit, dtype),
+        jnp.asarray(observed.sum(), dtype),
+        jnp.asarray(model.perturbation, dtype),
+        jnp.asarray(known_noise, dtype),
+        inverse_gamma(model.noise_prior, jnp.asarray(unit**2, dtype), dtype),
+        _given(model, center, unit, dtype),
+        model.noise_scale is None,
+        model.noise_scale is not None or model.noise_prior is not None,
+    )
+
+
+def _given(model, center, unit, dtype):
+    """The decoder of a trained model in the units of these data."""
+    features = center.size
+    sites = model.estimates
+    if not sites:
+        shapes = ((features, model.latent_dim), (features,), ())
+        return LinearDecoder(*(jnp.full(shape, jnp.nan, dtype) for shape in shapes))
+    loadings, offset, noise = (np.asarray(sites[site], float) for site in _SITES)
+    if offset.size != features:
+        raise ValueError(
+            f"data has {features} columns; the trained decoder of the model has {offset.size}"
+        )
+    parts = (loadings / unit, (offset - center) / unit, noise / unit**2)
+    return LinearDecoder(*(jnp.asarray(part, dtype) for part in parts))
+
+
+def _labels(model, data, values, batch):
+    row, feature, rows, features = tables.names_of(data, batch)
+    reserved = {"batch", "chain", "draw", "iteration", "part", "latent"}
+    if row == feature or {row, feature} & reserved:
+        raise ValueError(
+            f"data has the dimensions {(row, feature)}; they need names of their own, other than "
+            f"{sorted(reserved)}"
+        )
+    dims = {
+        "latents": (row, "latent"),
+        "loadings": (feature, "latent"),
+        "offset": (feature,),
+        "noise_variance": (),
+        _OBSERVED: (row, feature),
+    }
+    features = np.arange(values.shape[-1]) if features is None else features
+    known = {row: rows, feature: features, "latent": np.arange(model.latent_dim)}
+    if batch:
+        known["batch"] = coordinates_along(data, 0)
+    coords = {name: values for name, values in known.items() if values is not None}
+    return Labels(dims, coords, _OBSERVED)
+
+
+def _groups(data, values, batch):
+    row, feature, _, _ = tables.names_of(data, batch)
+    dims = ("batch",) * bool(batch) + (row, feature)
+    return {"observed_data": {_OBSERVED: (dims, values)}, "constant_data": {}}
