@@ -214,7 +214,7 @@ class DecoderMeanField(_Linear):
             alone = _alone(values, observed)
             latents = linear.latents_given(affine, *alone)
             own = linear.moments(affine, latents, *alone, data.perturbation)
-            rest = messages.without(self.factors, own, affine)
+            rest = messages.without(data, self.factors, own, affine)
             return (
                 _averaged(rest, latents, values, observed),
                 _averaged(affine, latents, values, observed),

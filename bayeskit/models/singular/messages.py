@@ -91,12 +91,17 @@ def renewed(data, messages, found, damping) -> DecoderMessages:
 
 
 def _noise_rate(data, mean, covariance, found):
+    smallest = data.count * linear.smallest_variance(data.values)
+    misfit = jnp.maximum(_misfit(mean, covariance, found), smallest)
+    return data.noise_prior[1] + 0.5 * misfit
+
+
+def _misfit(mean, covariance, found):
+    """Expected sum of squares of what the decoder leaves of the rows."""
     features = mean.shape[0]
     second = jnp.broadcast_to(found.second, (features, *found.second.shape[1:]))
     spread = mean[:, :, None] * mean[:, None, :] + covariance
-    misfit = jnp.sum(found.squares) - 2 * jnp.sum(mean * found.cross) + jnp.sum(spread * second)
-    smallest = data.count * linear.smallest_variance(data.values)
-    return data.noise_prior[1] + 0.5 * jnp.maximum(misfit, smallest)
+    return jnp.sum(found.squares) - 2 * jnp.sum(mean * found.cross) + jnp.sum(spread * second)
 
 
 def bound(data, messages, decoder):
@@ -133,12 +138,17 @@ def rotated(messages) -> DecoderMessages:
     )
 
 
-def without(messages, own, decoder):
-    """The decoder without the message of one row, of which ``own`` are the moments."""
+def without(data, messages, own, decoder):
+    """Decoders without the messages of one row, of which ``own`` are the moments."""
     rest = messages.precision - decoder.precision * own.second
     weighted = linear.apply(messages.precision, messages.mean) - decoder.precision * own.cross
     mean, covariance = _solve(rest, weighted)
-    return decoder._replace(mean=mean, covariance=covariance)
+    precision = decoder.precision
+    if data.noise_learned:
+        concentration = messages.noise_concentration - 0.5 * jnp.sum(own.counts)
+        misfit = _misfit(messages.mean, decoder.covariance, own)
+        precision = concentration / (messages.noise_rate - 0.5 * misfit)
+    return decoder._replace(mean=mean, covariance=covariance, precision=precision)
 
 
 def center(messages) -> linear.LinearDecoder:
