@@ -224,7 +224,7 @@ def _singular_distribution():
     rows = generator.normal(size=(14, 2)) @ generator.normal(size=(2, 4)) + [3.0, 0.0, 1.0, -2.0]
     rows = rows + 0.3 * generator.normal(size=rows.shape)
     prior = dist.InverseGamma(3.0, 0.5)
-    model = bk.models.SingularDistribution(2, perturbation=0.2, noise_prior=prior)
+    model = bk.models.SingularDistribution(2, decoder="linear", perturbation=0.2, noise_prior=prior)
     reasons = {"non_finite_rejected": "NaN are missing values; infinities are refused"}
     expected_failed = dict.fromkeys(("EM", "MessagePassing", "MCMC"), reasons)
     yield Registered(
@@ -246,6 +246,18 @@ def _singular_distribution():
         methods()[2:],
         full=True,
         expected_failed=expected_failed,
+    )
+    angle = generator.vonmises(0.0, 2.0, 40)
+    circle = np.column_stack([np.cos(angle), np.sin(angle), 0.5 * np.cos(angle)]) + 3.0
+    circle = circle + 0.05 * generator.normal(size=circle.shape)
+    reasons = {"single_precision": "training takes other random numbers in single precision"}
+    yield Registered(
+        "singular_distribution_networks",
+        bk.models.SingularDistribution(2, decoder=(8, 1), perturbation=0.2),
+        circle,
+        (bk.inference.VariationalInference(num_particles=3, max_iterations=120, batch_size=8),),
+        full=True,
+        expected_failed={"VariationalInference": reasons},
     )
 
 

@@ -18,13 +18,21 @@ from bayeskit.inference.ascent import EM, MaximumAPosteriori, MessagePassing
 from bayeskit.inference.base import AbstractMethod, advance, as_leaves, run_compiled, start
 from bayeskit.inference.mcmc import MCMC
 from bayeskit.inference.semidefinite import SemidefiniteProgram
+from bayeskit.inference.variational import VariationalInference
 from bayeskit.models.base import AbstractModel, SupportsUpdate
 from bayeskit.posterior import Posterior
 from bayeskit.precision import as_key, double_precision, refuse_transformation
 from bayeskit.results import Convergence
 from bayeskit.validation import check_integer, owned
 
-METHODS = (EM, MessagePassing, MCMC, MaximumAPosteriori, SemidefiniteProgram)
+METHODS = (
+    EM,
+    MessagePassing,
+    MCMC,
+    MaximumAPosteriori,
+    SemidefiniteProgram,
+    VariationalInference,
+)
 _BLOCK = 50
 
 

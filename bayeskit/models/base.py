@@ -302,6 +302,57 @@ class SupportsSDP(AbstractModel):
         """
 
 
+class SupportsVariational(AbstractModel):
+    """Amortised variational inference of one latent vector a row, by gradients of random batches.
+
+    Whatever is tried side by side, such as several sizes of a perturbation, is a setting.
+    """
+
+    @abc.abstractmethod
+    def check_variational(self, method) -> None:
+        """Raise where the model as stated cannot be fitted by gradients."""
+
+    @abc.abstractmethod
+    def check_variational_data(self, data) -> None:
+        """Raise where the data cannot be; host side, before tracing."""
+
+    @abc.abstractmethod
+    def rows_of(self, data) -> int:
+        """Number of rows."""
+
+    @abc.abstractmethod
+    def held_out(self, data) -> int:
+        """How many of them are held out of training."""
+
+    @abc.abstractmethod
+    def variational_settings(self, data):
+        """Settings, stacked on axis 0; every one is a fit of its own."""
+
+    @abc.abstractmethod
+    def variational_init(self, data, key, initial):
+        """Start values of one fit, real arrays without constraints."""
+
+    @abc.abstractmethod
+    def variational_rows(self, data, rows, setting, key):
+        """The rows (m, …) with these indices, as training sees them."""
+
+    @abc.abstractmethod
+    def variational_guide(self, data, parameters, values):
+        """Mean and log standard deviation (m, q) of the latents of rows."""
+
+    @abc.abstractmethod
+    def variational_joint(self, data, parameters, setting, values, latents):
+        """Log joint density (particles, m) of rows and particles (particles, m, q)."""
+
+    @abc.abstractmethod
+    def variational_finish(self, data, parameters, settings, held_out, scores, key):
+        """The posterior of the best setting, and diagnostics for ``caveats``.
+
+        Parameters, settings and bounds on held-out rows are stacked on axis 0; ``held_out`` are
+        the indices of those rows.
+        """
+
+
 class SupportsMCMC(AbstractModel):
     """Markov chain Monte Carlo through an ordinary NumPyro model."""
 

@@ -1,5 +1,7 @@
 """Singular distributions with a linear decoder: closed forms, dense twins, simulated truth."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ import bayeskit as bk
 from bayeskit.precision import double_precision
 
 EM, MessagePassing, MCMC = bk.inference.EM, bk.inference.MessagePassing, bk.inference.MCMC
-SingularDistribution = bk.models.SingularDistribution
+SingularDistribution = partial(bk.models.SingularDistribution, decoder="linear")
 ROWS, FEATURES, LATENTS = 60, 5, 2
 OWN_NOISE = 0.3
 LOADINGS = np.array([[2.0, 0.3], [-1.0, 1.0], [0.5, -1.5], [1.0, 0.4], [0.0, 0.8]])
@@ -380,7 +382,7 @@ def test_chains_need_a_trained_decoder(rows):
     with pytest.raises(ValueError, match=r"trained decoder.*EM\(\) first"):
         bk.infer(SingularDistribution(LATENTS), rows, MCMC(), key=0)
     trained = bk.infer(SingularDistribution(LATENTS), rows).model
-    with pytest.raises(ValueError, match=r"4 columns; the trained decoder.* has 5"):
+    with pytest.raises(ValueError, match=r"4 columns; the trained model's loadings has .*\(5, 2\)"):
         bk.infer(trained, rows[:, :4], MCMC(), key=0)
 
 

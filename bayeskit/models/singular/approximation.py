@@ -3,21 +3,25 @@
 import abc
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+from arviz_stats.base import array_stats
 from jax.scipy.special import logsumexp
 
 from bayeskit.linalg import safe
 from bayeskit.models.priors import inverse_gamma_moments
-from bayeskit.models.singular import linear, messages
+from bayeskit.models.singular import deep, linear, messages
 from bayeskit.models.tables import log_units
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
 from bayeskit.results import AbstractApproximation, Prediction, map_in_blocks, positive_count
 
 _ROW_BLOCK = 64
-_PARTICLES = 256
+_WEIGHTS = 1000
+_MOMENT_DRAWS = 1024
 _INFLATION = 1.5  # of the variance of latents that densities are averaged over
 
 
@@ -50,16 +54,39 @@ def own_noise(noise_variance, data):
     return jnp.maximum(noise_variance - data.perturbation**2, 0.0)
 
 
-class _Linear(AbstractApproximation):
+class _Decoding(AbstractApproximation):
+    """What the posterior's own functions need of every closed form."""
+
+    @abc.abstractmethod
+    def noise(self, model, data):
+        """Expected noise variance, with the perturbation, of standardised data."""
+
+    @abc.abstractmethod
+    def level(self, data):
+        """The perturbation, of standardised data."""
+
+    @abc.abstractmethod
+    def encoded(self, model, data, rows):
+        """Mean and variance (rows, q) of latents of standardised rows."""
+
+    @abc.abstractmethod
+    def generated(self, key, model, data, observation_noise):
+        """One standardised row (D,)."""
+
+    @abc.abstractmethod
+    def row_densities(self, model, data, values, observed, particles):
+        """Log densities (rows,) of standardised rows, and log weights where there are any.
+
+        Those of importance sampling are (rows, particles), ``None`` where none was needed.
+        """
+
+
+class _Linear(_Decoding):
     """What all distributions of a linear decoder have in common."""
 
     @abc.abstractmethod
     def affine(self, model, data) -> linear.Affine:
         """The decoder as latents see it, of standardised data."""
-
-    @abc.abstractmethod
-    def noise(self, model, data):
-        """Expected noise variance, with the perturbation, of standardised data."""
 
     @abc.abstractmethod
     def decoder(self, key, model, data) -> linear.LinearDecoder:
@@ -74,6 +101,25 @@ class _Linear(AbstractApproximation):
         """One draw of the latents (n, q)."""
         noise = jax.random.normal(key, latents.mean.shape, latents.mean.dtype)
         return latents.mean + linear.apply(safe.cholesky(latents.covariance), noise)
+
+    def level(self, data):
+        return data.perturbation
+
+    def encoded(self, model, data, rows):
+        latents = self.latents(model, data, rows)
+        variance = jnp.diagonal(latents.covariance, axis1=-2, axis2=-1)
+        return latents.mean, jnp.broadcast_to(variance, latents.mean.shape)
+
+    def generated(self, key, model, data, observation_noise):
+        for_decoder, for_latent, for_noise = jax.random.split(key, 3)
+        decoder = self.decoder(for_decoder, model, data)
+        dtype = decoder.offset.dtype
+        latent = jax.random.normal(for_latent, decoder.loadings.shape[1:], dtype)
+        row = decoder.loadings @ latent + decoder.offset
+        if observation_noise:
+            scale = jnp.sqrt(own_noise(decoder.noise_variance, data))
+            row = row + scale * jax.random.normal(for_noise, row.shape, dtype)
+        return row
 
     def predict(self, inputs, include_noise, model, data):
         rows = None if inputs is None else inputs.standardised(data)
@@ -106,6 +152,18 @@ class GivenDecoder(_Linear):
     def decoder(self, key, model, data):
         return self.estimate
 
+    def drawn(self, key, model, data, rows):
+        """One draw of the latents of standardised rows."""
+        return self.drawn_latents(key, self.latents(model, data, rows))
+
+    def own_noise(self, data):
+        """Noise variance of the data themselves, of standardised data."""
+        return own_noise(self.estimate.noise_variance, data)
+
+    def decoded(self, model, data, latents):
+        """Standardised rows (n, D) of latents (n, q)."""
+        return latents @ self.estimate.loadings.T + self.estimate.offset
+
     def moments(self, model, data):
         latents = self.latents(model, data)
         variance = jnp.diagonal(latents.covariance, axis1=-2, axis2=-1)
@@ -124,15 +182,13 @@ class GivenDecoder(_Linear):
     def plugged_in(self, model, data):
         return in_units(self.estimate, data)
 
-    def row_densities(self, model, data, values, observed):
-        """Log densities of standardised rows, exact."""
+    def row_densities(self, model, data, values, observed, particles):
         affine = linear.known(self.estimate)
         latents = linear.latents_given(affine, values, observed)
-        density = linear.log_densities(affine, latents, values, observed)
-        return density - log_units(data, values, observed)
+        return linear.log_densities(affine, latents, values, observed), None
 
     def log_predictive(self, model, data):
-        density = self.row_densities(model, data, data.values, data.observed)
+        density, _ = row_densities(self, model, data, None)
         return density, density
 
 
@@ -193,17 +249,15 @@ class DecoderMeanField(_Linear):
     def plugged_in(self, model, data):
         return {}
 
-    def row_densities(self, model, data, values, observed):
-        """Log densities of standardised rows, averaged over decoders by importance sampling."""
+    def row_densities(self, model, data, values, observed, particles):
         affine = self.affine(model, data)
 
         def one(row):
             values, observed = row
             latents = linear.latents_given(affine, *_alone(values, observed))
-            return _averaged(affine, latents, values, observed)
+            return _averaged(affine, latents, values, observed, particles)
 
-        density = map_in_blocks(one, (values, observed), _ROW_BLOCK)
-        return density - log_units(data, values, observed)
+        return map_in_blocks(one, (values, observed), _ROW_BLOCK), None
 
     def log_predictive(self, model, data):
         affine = self.affine(model, data)
@@ -229,33 +283,162 @@ def _alone(values, observed):
     return values[None], None if observed is None else observed[None]
 
 
-def _averaged(affine, latents, values, observed):
+def _averaged(affine, latents, values, observed, particles=_WEIGHTS):
     """Log density of one row (D,): rows of the decoder integrated out, latents averaged over.
 
     The noise variance is the inverse of the mean precision.
     """
     size = latents.mean.shape[1]
     root = safe.cholesky(_INFLATION * latents.covariance[0])
-    white = jax.random.normal(jax.random.key(0), (_PARTICLES, size), values.dtype)
-    particles = latents.mean + white @ root.T
-    points = linear.continued(particles)
+    white = jax.random.normal(jax.random.key(0), (particles, size), values.dtype)
+    positions = latents.mean + white @ root.T
+    points = linear.continued(positions)
     spread = jnp.einsum("ki,dij,kj->kd", points, affine.covariance, points)
     variance = 1.0 / affine.precision + spread
     misfit = (values - points @ affine.mean.T) ** 2 / variance
     each = -0.5 * (misfit + jnp.log(2.0 * jnp.pi * variance))
     likelihood = jnp.sum(each if observed is None else observed * each, axis=1)
-    prior = -0.5 * jnp.sum(particles**2, axis=1)
+    prior = -0.5 * jnp.sum(positions**2, axis=1)
     proposal = -0.5 * jnp.sum(white**2, axis=1) - jnp.sum(jnp.log(jnp.diagonal(root)))
-    return logsumexp(likelihood + prior - proposal) - jnp.log(float(_PARTICLES))
+    return logsumexp(likelihood + prior - proposal) - jnp.log(float(particles))
+
+
+class EncodedLatents(_Decoding):
+    """Independent Gaussian latents from an encoder, networks given.
+
+    Attributes
+    ----------
+    networks : Networks
+    levels, densities, errors : arrays (G,)
+        The perturbations that were tried, log densities of held-out rows at one scale for all, and
+        standard errors of their differences from the largest; zeros where there was no choice.
+    """
+
+    networks: deep.Networks
+    levels: Any
+    densities: Any
+    errors: Any
+
+    def noise(self, model, data):
+        return self.networks.noise_variance
+
+    def level(self, data):
+        return self.networks.level
+
+    def own_noise(self, data):
+        """Noise variance of the data themselves, of standardised data."""
+        return self.networks.noise_variance - self.networks.level**2
+
+    def encoded(self, model, data, rows):
+        values = data.values if rows is None else rows[0]
+        _, encoder = deep.unpacked(model, data, self.networks)
+        mean, log_deviation = deep.encode(model, data, encoder, values)
+        return mean, jnp.exp(2.0 * log_deviation)
+
+    def decoded(self, model, data, latents):
+        """Standardised rows (*, D) of latents (*, q)."""
+        decoder, _ = deep.unpacked(model, data, self.networks)
+        return deep.decode(model, data, decoder, latents)
+
+    def generated(self, key, model, data, observation_noise):
+        for_latent, for_noise = jax.random.split(key)
+        dtype = data.values.dtype
+        latent = jax.random.normal(for_latent, (model.latent_dim,), dtype)
+        row = self.decoded(model, data, latent)
+        if observation_noise:
+            row = row + jnp.sqrt(self.own_noise(data)) * jax.random.normal(
+                for_noise, row.shape, dtype
+            )
+        return row
+
+    def moments(self, model, data):
+        mean, variance = self.encoded(model, data, None)
+        sites = self.plugged_in(model, data)
+        return (
+            {"latents": mean, **sites},
+            {"latents": variance, **jax.tree.map(jnp.zeros_like, sites)},
+        )
+
+    def sample(self, key, model, data):
+        return {"latents": self.drawn(key, model, data, None)}
+
+    def drawn(self, key, model, data, rows):
+        """One draw of the latents of standardised rows."""
+        mean, variance = self.encoded(model, data, rows)
+        return mean + jnp.sqrt(variance) * jax.random.normal(key, mean.shape, mean.dtype)
+
+    def plugged_in(self, model, data):
+        return network_sites(self.networks, data)
+
+    def predict(self, inputs, include_noise, model, data):
+        rows = None if inputs is None else inputs.standardised(data)
+        means, variances = self.encoded(model, data, rows)
+        white = jax.random.normal(jax.random.key(0), (_MOMENT_DRAWS, model.latent_dim), means.dtype)
+
+        def one(row):
+            mean, variance = row
+            found = self.decoded(model, data, mean + jnp.sqrt(variance) * white)
+            return jnp.mean(found, axis=0), jnp.var(found, axis=0)
+
+        mean, variance = map_in_blocks(one, (means, variances), _ROW_BLOCK)
+        if include_noise:
+            variance = variance + self.own_noise(data)
+        return data.center + data.unit * mean, data.unit**2 * variance
+
+    def row_densities(self, model, data, values, observed, particles):
+        def one(item):
+            key, row = item
+            weights = deep.log_weights(
+                model, data, self.networks, self.networks.noise_variance, row[None], key, particles
+            )
+            return weights[:, 0]
+
+        keys = jax.random.split(jax.random.key(0), values.shape[0])
+        weights = map_in_blocks(one, (keys, values), _ROW_BLOCK)
+        return logsumexp(weights, axis=1) - jnp.log(float(particles)), weights
+
+    def log_predictive(self, model, data):
+        density, _ = row_densities(self, model, data, None)
+        return density, density
+
+
+def network_sites(networks, data):
+    """Sites of networks in the user's units."""
+    return {
+        "noise_variance": data.unit**2 * networks.noise_variance,
+        "perturbation": data.unit * networks.level,
+        "decoder_weights": networks.decoder,
+        "encoder_weights": networks.encoder,
+        "center": data.center,
+        "unit": data.unit,
+    }
+
+
+def given(model, data):
+    """The posterior of an earlier fit's decoder, and the data in the units of that fit."""
+    if model.is_linear:
+        return GivenDecoder(data.given), data
+    return in_trained_units(data, *data.given)
+
+
+def in_trained_units(data, networks, center, unit):
+    """Networks as a posterior, and the data in the units that they were trained in."""
+    levels = networks.level[None]
+    moved = (data.unit * data.values + data.center - center) / unit
+    view = eqx.tree_at(lambda d: (d.values, d.center, d.unit), data, (moved, center, unit))
+    return EncodedLatents(networks, levels, jnp.zeros_like(levels), jnp.zeros_like(levels)), view
+
+
+def given_sites(model, data):
+    """Sites of an earlier fit's decoder, in the user's units."""
+    source, view = given(model, data)
+    return source.plugged_in(model, view)
 
 
 class KnownLatents(AbstractApproximation):
     """One draw of a sampler: latents known, given the decoder of an earlier fit."""
 
     positions: Any
-
-    def _decoder(self, data):
-        return GivenDecoder(data.given)
 
     def moments(self, model, data):
         return {"latents": self.positions}, {"latents": jnp.zeros_like(self.positions)}
@@ -267,17 +450,17 @@ class KnownLatents(AbstractApproximation):
         return {"latents": self.positions}
 
     def predict(self, inputs, include_noise, model, data):
+        source, view = given(model, data)
         if inputs is not None:
-            return self._decoder(data).predict(inputs, include_noise, model, data)
-        affine = linear.known(data.given)
-        mean = data.center + data.unit * linear.continued(self.positions) @ affine.mean.T
-        noise = own_noise(data.given.noise_variance, data) if include_noise else 0.0
-        return mean, jnp.broadcast_to(data.unit**2 * noise, mean.shape)
+            return source.predict(inputs, include_noise, model, view)
+        rows = source.decoded(model, view, self.positions)
+        noise = source.own_noise(view) if include_noise else 0.0
+        return view.center + view.unit * rows, jnp.broadcast_to(view.unit**2 * noise, rows.shape)
 
     def log_predictive(self, model, data):
-        density = log_given_latents(data, self.positions) - log_units(
-            data, data.values, data.observed
-        )
+        _, view = given(model, data)
+        density = log_given_latents(model, data, self.positions)
+        density = density - log_units(view, view.values, view.observed)
         return density, density
 
     def judged(self, model, data):
@@ -290,56 +473,57 @@ class KnownLatents(AbstractApproximation):
         return prior + jnp.sum(self.log_predictive(model, data)[0])
 
 
-def log_given_latents(data, positions):
-    """Log densities of standardised rows (n,) given their latents and the earlier fit's decoder."""
-    affine = linear.known(data.given)
-    residual = data.values - linear.continued(positions) @ affine.mean.T
-    each = -0.5 * (affine.precision * residual**2 - affine.log_precision + jnp.log(2.0 * jnp.pi))
-    return jnp.sum(each if data.observed is None else data.observed * each, axis=1)
+def log_given_latents(model, data, positions):
+    """Log densities (n,) of rows given their latents and an earlier fit's decoder.
+
+    Of standardised rows, in the units of that fit.
+    """
+    source, view = given(model, data)
+    noise = source.noise(model, view)
+    residual = view.values - source.decoded(model, view, positions)
+    each = -0.5 * (residual**2 / noise + jnp.log(2.0 * jnp.pi * noise))
+    return jnp.sum(each if view.observed is None else view.observed * each, axis=1)
 
 
-def _closed_form(approximation, data):
-    """The part of a posterior that decodes and encodes: of chains, the decoder they were given."""
-    return approximation if approximation.chains is None else GivenDecoder(data.given)
+def _closed_form(approximation, model, data):
+    """A posterior that decodes and encodes, and the data in its units.
+
+    Of chains: the decoder that they were given.
+    """
+    return (approximation, data) if approximation.chains is None else given(model, data)
 
 
 def generated(approximation, model, data, key, count, observation_noise):
     """Draws (count, D) from the distribution, for ``Posterior.evaluate_random``."""
-    source = _closed_form(approximation, data)
-
-    def one(key):
-        for_decoder, for_latent, for_noise = jax.random.split(key, 3)
-        decoder = source.decoder(for_decoder, model, data)
-        dtype = decoder.offset.dtype
-        latent = jax.random.normal(for_latent, decoder.loadings.shape[1:], dtype)
-        row = decoder.loadings @ latent + decoder.offset
-        if observation_noise:
-            scale = jnp.sqrt(own_noise(decoder.noise_variance, data))
-            row = row + scale * jax.random.normal(for_noise, row.shape, dtype)
-        return data.center + data.unit * row
-
-    return map_in_blocks(one, jax.random.split(key, count), _ROW_BLOCK)
+    source, data = _closed_form(approximation, model, data)
+    rows = map_in_blocks(
+        lambda key: source.generated(key, model, data, observation_noise),
+        jax.random.split(key, count),
+        _ROW_BLOCK,
+    )
+    return data.center + data.unit * rows
 
 
 def encoded(approximation, model, data, inputs):
     """Means and variances (rows, q) of latents, for ``Posterior.evaluate``."""
-    source = _closed_form(approximation, data)
+    source, data = _closed_form(approximation, model, data)
     rows = None if inputs is None else inputs.standardised(data)
-    latents = source.latents(model, data, rows)
-    variance = jnp.diagonal(latents.covariance, axis1=-2, axis2=-1)
-    return latents.mean, jnp.broadcast_to(variance, latents.mean.shape)
+    return source.encoded(model, data, rows)
 
 
-def row_densities(approximation, model, data, inputs):
-    """Log densities (rows,) in the user's units, for ``Posterior.evaluate``."""
+def row_densities(approximation, model, data, inputs, particles=_WEIGHTS):
+    """Log densities (rows,) in the user's units and log weights, for ``Posterior.evaluate``."""
+    source, data = _closed_form(approximation, model, data)
     rows = (data.values, data.observed) if inputs is None else inputs.standardised(data)
-    return _closed_form(approximation, data).row_densities(model, data, *rows)
+    density, weights = source.row_densities(model, data, *rows, particles)
+    return density - log_units(data, *rows), weights
 
 
 def scales(approximation, model, data):
     """Noise scale and perturbation in the user's units, for ``Posterior.evaluate``."""
-    noise = _closed_form(approximation, data).noise(model, data)
-    return data.unit * jnp.sqrt(noise), data.unit * data.perturbation
+    source, data = _closed_form(approximation, model, data)
+    noise = source.noise(model, data)
+    return data.unit * jnp.sqrt(noise), data.unit * source.level(data)
 
 
 class SingularDistributionPosterior(Posterior):
@@ -397,29 +581,75 @@ class SingularDistributionPosterior(Posterior):
         kept = dims if X is None else (*lead, dims[-1])
         return Prediction(mean, variance, dims, self.names.coords_of(kept))
 
-    def log_likelihood(self, X=None) -> RowLikelihood:
+    def log_likelihood(self, X=None, *, num_particles: int = 1000) -> RowLikelihood:
         """Log densities of rows under the perturbed model, latents integrated out.
 
         Parameters
         ----------
         X
             As for :meth:`encode`. Missing values are integrated out.
+        num_particles : int
+            Draws of importance sampling, by fixed random numbers. A linear decoder that is known
+            needs none.
 
         Returns
         -------
         RowLikelihood
-            In the user's units; a leading axis ``batch`` for a batch. Exact where the decoder is
-            known; of a distribution of linear decoders, by importance sampling with fixed random
-            numbers around the latents' posterior.
+            In the user's units; a leading axis ``batch`` for a batch.
 
         Raises
         ------
         TypeError, ValueError
             If ``X`` is not of real numbers, or has another number of columns than the data.
         """
+        count = positive_count("num_particles", num_particles)
         with double_precision():
-            values = np.asarray(self.evaluate(row_densities, self._rows(X)))
-        return RowLikelihood(values, np.zeros_like(values))
+            values, weights = self.evaluate(row_densities, self._rows(X), count)
+        values = np.asarray(values)
+        if weights is None:
+            return RowLikelihood(values, np.zeros_like(values))
+        weights = np.asarray(weights, np.float64)
+        weights = np.exp(weights - weights.max(axis=-1, keepdims=True))
+        # A chain for every row: (…, chain, draw).
+        pareto_k = array_stats.pareto_khat(weights[..., None, :], r_eff=1.0, tail="right")
+        return RowLikelihood(values, pareto_k)
+
+    @property
+    def selection(self) -> pd.DataFrame:
+        """The perturbations that were tried, and what they were chosen by.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a level, with columns ``level`` (in units of the data's standard deviation),
+            ``perturbation`` (in the user's), ``density`` (mean log density of held-out rows, with
+            noise of one size for all levels, in the user's units), ``error`` (standard error of its
+            difference from the largest) and ``chosen``.
+
+        Raises
+        ------
+        TypeError
+            If one level was stated, or for the posterior of a batch.
+        """
+        approximation = self.approximation
+        if self.batch is not None:
+            raise TypeError(
+                "selection is for one data set; index the batch's data and fit it alone"
+            )
+        if not isinstance(approximation, EncodedLatents) or len(approximation.levels) < 2:
+            raise TypeError("nothing was selected: give perturbation='auto' or several levels")
+        levels = np.asarray(approximation.levels)
+        unit = float(self.prepared.data.unit)
+        features = self.prepared.data.center.shape[0]
+        return pd.DataFrame(
+            {
+                "level": levels,
+                "perturbation": unit * levels,
+                "density": np.asarray(approximation.densities) - features * np.log(unit),
+                "error": np.asarray(approximation.errors),
+                "chosen": levels == np.asarray(approximation.networks.level),
+            }
+        )
 
     @property
     def noise_scale(self):

@@ -9,12 +9,13 @@ import numpy as np
 
 from bayeskit.models import tables
 from bayeskit.models.priors import inverse_gamma
+from bayeskit.models.singular import deep
 from bayeskit.models.singular.linear import LinearDecoder
 from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along
 
 _OBSERVED = "x"
-_SITES = ("loadings", "offset", "noise_variance")
+_NETWORK_SITES = ("decoder_weights", "encoder_weights", "noise_variance", "perturbation")
 
 
 class SingularTable(eqx.Module):
@@ -31,14 +32,14 @@ class SingularTable(eqx.Module):
         Root of the mean variance of the columns.
     count : scalar
         Number of observed values.
-    perturbation : scalar
-        Standard deviation of the added noise, in ``unit``.
+    levels : array (G,)
+        Standard deviations of the added noise, in ``unit``: several where one is to be chosen.
     noise_variance : scalar
         Of the data themselves where it is known, in ``unit²``; NaN where it is learned.
     noise_prior : pair of scalars
         Concentration and rate of the inverse-gamma prior of the noise variance, zeros where flat.
-    given : LinearDecoder
-        What an earlier fit found, in these units; NaN where there was none.
+    given : LinearDecoder, or Networks with their center and unit
+        What an earlier fit found, linear decoders in these units; NaN where there was none.
     noise_learned : bool
     proper : bool
         Whether nothing has a flat prior.
@@ -49,12 +50,17 @@ class SingularTable(eqx.Module):
     center: Any
     unit: Any
     count: Any
-    perturbation: Any
+    levels: Any
     noise_variance: Any
     noise_prior: Any
-    given: LinearDecoder
+    given: Any
     noise_learned: bool = eqx.field(static=True)
     proper: bool = eqx.field(static=True)
+
+    @property
+    def perturbation(self):
+        """The first of the levels, the only one of a linear decoder."""
+        return self.levels[0]
 
 
 def prepare(model, data, batch):
@@ -77,7 +83,16 @@ def prepare(model, data, batch):
             raise ValueError("data is NaN everywhere: at least one value is expected")
         tables.check_columns(data, items[0], "they make the noise look smaller; leave them out")
     # A data set of nothing but NaN is no set of missing values: it stays NaN.
-    missing = bool(np.isnan(items[~unusable]).any())
+    holes = np.argwhere(np.isnan(items[~unusable]))
+    missing = bool(holes.size)
+    if not model.is_linear:
+        if missing:
+            first = tuple(int(i) for i in holes[0][int(not batch) :])
+            raise ValueError(
+                f"data has {len(holes)} missing values (NaN), the first at index {first}; only "
+                "decoder='linear' takes them"
+            )
+        deep.check_shapes(model, features)
     made = [_table(model, item, missing, batch) for item in items]
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
     return table, _labels(model, data, values, batch), _groups(data, values, batch)
@@ -109,7 +124,7 @@ def _table(model, values, missing, batch):
         jnp.asarray(center, dtype),
         jnp.asarray(unit, dtype),
         jnp.asarray(observed.sum(), dtype),
-        jnp.asarray(model.perturbation, dtype),
+        jnp.asarray(model.levels_of(values.shape[0]), dtype),
         jnp.asarray(known_noise, dtype),
         inverse_gamma(model.noise_prior, jnp.asarray(unit**2, dtype), dtype),
         _given(model, center, unit, dtype),
@@ -119,19 +134,33 @@ def _table(model, values, missing, batch):
 
 
 def _given(model, center, unit, dtype):
-    """The decoder of a trained model in the units of these data."""
+    """The decoder of a trained model, linear ones in the units of these data."""
     features = center.size
-    sites = model.estimates
-    if not sites:
+    if model.is_linear:
         shapes = ((features, model.latent_dim), (features,), ())
-        return LinearDecoder(*(jnp.full(shape, jnp.nan, dtype) for shape in shapes))
-    loadings, offset, noise = (np.asarray(sites[site], float) for site in _SITES)
-    if offset.size != features:
-        raise ValueError(
-            f"data has {features} columns; the trained decoder of the model has {offset.size}"
-        )
-    parts = (loadings / unit, (offset - center) / unit, noise / unit**2)
-    return LinearDecoder(*(jnp.asarray(part, dtype) for part in parts))
+        names = ("loadings", "offset", "noise_variance")
+    else:
+        arrays, _ = deep.split(model, features, dtype)
+        sizes = [sum(leaf.size for leaf in jax.tree.leaves(network)) for network in arrays]
+        shapes = ((sizes[0],), (sizes[1],), (), (), (features,), ())
+        names = (*_NETWORK_SITES, "center", "unit")
+    sites = model.estimates or {
+        name: np.full(shape, np.nan) for name, shape in zip(names, shapes, strict=True)
+    }
+    parts = [np.asarray(sites[name], np.float64) for name in names]
+    for name, part, shape in zip(names, parts, shapes, strict=True):
+        if part.shape != shape:
+            raise ValueError(
+                f"data has {features} columns; the trained model's {name} has the shape "
+                f"{part.shape}, not {shape}"
+            )
+    if model.is_linear:
+        loadings, offset, noise = parts
+        found = LinearDecoder(loadings / unit, (offset - center) / unit, noise / unit**2)
+    else:
+        decoder, encoder, noise, level, center, unit = parts
+        found = (deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit)
+    return jax.tree.map(lambda part: jnp.asarray(part, dtype), found)
 
 
 def _labels(model, data, values, batch):
@@ -142,13 +171,12 @@ def _labels(model, data, values, batch):
             f"data has the dimensions {(row, feature)}; they need names of their own, other than "
             f"{sorted(reserved)}"
         )
-    dims = {
-        "latents": (row, "latent"),
-        "loadings": (feature, "latent"),
-        "offset": (feature,),
-        "noise_variance": (),
-        _OBSERVED: (row, feature),
-    }
+    dims = {"latents": (row, "latent"), "noise_variance": (), _OBSERVED: (row, feature)}
+    if model.is_linear:
+        dims |= {"loadings": (feature, "latent"), "offset": (feature,)}
+    else:
+        dims |= {"perturbation": (), "center": (feature,), "unit": ()}
+        dims |= {f"{name}_weights": (f"{name}_weight",) for name in ("decoder", "encoder")}
     features = np.arange(values.shape[-1]) if features is None else features
     known = {row: rows, feature: features, "latent": np.arange(model.latent_dim)}
     if batch:

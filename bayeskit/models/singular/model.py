@@ -24,38 +24,60 @@ from bayeskit.models.base import (
     SupportsEM,
     SupportsMCMC,
     SupportsMessages,
+    SupportsVariational,
     first_or,
     relative_change,
 )
 from bayeskit.models.priors import check_prior, describe, is_conjugate
 from bayeskit.models.singular import data as preparation
-from bayeskit.models.singular import linear, messages
+from bayeskit.models.singular import deep, linear, messages
 from bayeskit.models.singular.approximation import (
     DecoderMeanField,
+    EncodedLatents,
     GivenDecoder,
     KnownLatents,
     SingularDistributionPosterior,
-    in_units,
+    given,
+    given_sites,
+    in_trained_units,
     log_given_latents,
-    own_noise,
 )
 from bayeskit.validation import check_integer, check_number, check_positive
 
 _SINGULAR = 100.0  # times the rounding of the data: no noise
+_LEAST_ROWS = 20
+_LEAST_TO_CHOOSE = 50
+_COMPARED_PARTICLES = 500
+_LINEAR_SITES = {"loadings", "offset", "noise_variance"}
+_NETWORK_SITES = {
+    "decoder_weights",
+    "encoder_weights",
+    "noise_variance",
+    "perturbation",
+    "center",
+    "unit",
+}
 
 
-class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
+class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsVariational):
     """Distribution on or near a set of low dimension, by likelihood of perturbed data.
-
-    The decoder is linear: probabilistic principal component analysis.
 
     Parameters
     ----------
     latent_dim : int
         q, below the number of columns of the data.
-    perturbation : float
+    decoder : pair of int, "linear" or equinox module
+        f: width and depth of a network; ``"linear"``, probabilistic principal component analysis;
+        or a module from arrays (q,) to arrays (D,).
+    encoder : pair of int or equinox module, optional
+        Of the latents' means and log standard deviations: a module from arrays (D,) to arrays
+        (2 q,); by default of the decoder's width and depth. A linear decoder has none.
+    perturbation : "auto", float or sequence of float
         Standard deviation of the noise that is added to the data, in units of their standard
-        deviation: the root of the mean variance of the columns.
+        deviation: the root of the mean variance of the columns. Of several, one is chosen by
+        held-out rows; ``"auto"`` chooses among none and four around the rate of the theory.
+    fresh : bool
+        Whether rows are perturbed anew in every batch, or once for all.
     noise_scale : float, optional
         Standard deviation of the noise of the data themselves, in the user's units; learned by
         default.
@@ -73,19 +95,26 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     Data for :func:`bayeskit.infer`: an array (n, D), a DataFrame of numbers, or a DataArray; NaN
     are missing values, which are integrated out (at random missing). Columns are centred and all
     divided by one number, so that noise of one size in all of them stays so: columns of different
-    units should be divided by their own first. Sites: ``latents`` (n, q), ``loadings`` (D, q),
-    ``offset`` (D,), and ``noise_variance``, which includes the perturbation. Loadings lie along
-    their principal axes.
+    units should be divided by their own first. Sites of a linear decoder: ``latents`` (n, q),
+    ``loadings`` (D, q), ``offset`` (D,), and ``noise_variance``, which includes the perturbation.
+    Loadings lie along their principal axes.
 
-    Nothing is drawn to perturb data: results are expectations over fresh noise, under which a
-    linear decoder keeps its loadings and adds the perturbation's square to the noise variance.
+    Nothing is drawn to perturb the data of a linear decoder: results are expectations over fresh
+    noise, under which its loadings stay and the noise variance grows by the perturbation's square.
 
     ``EM`` maximises the likelihood times ``noise_prior`` over loadings, offset and noise variance,
     and starts at the closed form, which is the maximum where no value is missing; its evidence has
     them plugged in. ``MessagePassing`` has a distribution of them, under a standard normal prior of
     loadings and offset in the units above; it has no evidence where the noise's prior is flat.
-    ``MCMC`` samples latents given the decoder of a fit by ``EM``:
+    ``MCMC`` samples latents given the decoder of an earlier fit:
     ``infer(posterior.model, data, MCMC())``. A step costs O(n D q), with missing values O(n D q²).
+
+    Networks are trained by ``VariationalInference``, on complete rows only. Their sites are
+    ``latents``, ``noise_variance``, ``perturbation``, ``decoder_weights`` and ``encoder_weights``
+    (of standardised data, with ``center`` and ``unit``). Levels are compared by the log density of
+    held-out rows with noise of one size, that of the rate: the smallest within a standard error of
+    the best is taken. All levels of a linear decoder give the same distribution, and ``"auto"`` is
+    zero.
 
     Examples
     --------
@@ -93,7 +122,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     >>> import bayeskit as bk
     >>> generator = np.random.default_rng(0)
     >>> plane = generator.normal(size=(200, 2)) @ generator.normal(size=(2, 5))
-    >>> model = bk.models.SingularDistribution(2, perturbation=0.1)
+    >>> model = bk.models.SingularDistribution(2, decoder="linear", perturbation=0.1)
     >>> posterior = bk.infer(model, plane)
     >>> bool(np.isclose(posterior.noise_scale, posterior.perturbation))
     True
@@ -102,14 +131,34 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     """
 
     latent_dim: int = eqx.field(static=True)
+    decoder: Any
+    encoder: Any
     perturbation: Any
+    fresh: bool = eqx.field(static=True)
     noise_scale: Any
     noise_prior: Any
     estimates: Any
 
-    def __init__(self, latent_dim, *, perturbation=0.0, noise_scale=None, noise_prior=None):
+    def __init__(
+        self,
+        latent_dim,
+        *,
+        decoder=(64, 2),
+        encoder=None,
+        perturbation="auto",
+        fresh=True,
+        noise_scale=None,
+        noise_prior=None,
+    ):
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
-        self.perturbation = check_number("perturbation", perturbation, 0.0)
+        self.decoder = _network("decoder", decoder, "linear")
+        if encoder is None:
+            encoder = decoder if isinstance(decoder, tuple) else (64, 2)
+        elif self.is_linear:
+            raise ValueError(f"encoder must be None beside decoder='linear', got {encoder!r}")
+        self.encoder = None if self.is_linear else _network("encoder", encoder, None)
+        self.perturbation = _levels(perturbation)
+        self.fresh = bool(fresh)
         self.noise_scale = (
             None if noise_scale is None else check_positive("noise_scale", noise_scale)
         )
@@ -122,18 +171,34 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
         self.estimates = None
 
     def __repr__(self):
+        networks = "" if self.is_linear else f", encoder={_described(self.encoder)}"
         noise = "" if self.noise_scale is None else f", noise_scale={float(self.noise_scale):.6g}"
         return (
-            f"{type(self).__name__}({self.latent_dim}, perturbation={float(self.perturbation):.6g}"
-            f"{noise}, noise_prior={describe(self.noise_prior)})"
+            f"{type(self).__name__}({self.latent_dim}, decoder={_described(self.decoder)}"
+            f"{networks}, perturbation={self.perturbation!r}, fresh={self.fresh}{noise}, "
+            f"noise_prior={describe(self.noise_prior)})"
         )
 
     @property
-    def default_method(self):
-        """Expectation maximisation."""
-        from bayeskit.inference.ascent import EM
+    def is_linear(self) -> bool:
+        """Whether the decoder is linear."""
+        return isinstance(self.decoder, str)
 
-        return EM()
+    def levels_of(self, rows) -> tuple[float, ...]:
+        """The levels of the perturbation of that many rows."""
+        if self.perturbation != "auto":
+            return (
+                self.perturbation if isinstance(self.perturbation, tuple) else (self.perturbation,)
+            )
+        return (0.0,) if self.is_linear else deep.candidates(rows, self.latent_dim)
+
+    @property
+    def default_method(self):
+        """Expectation maximisation of a linear decoder, variational inference of networks."""
+        from bayeskit.inference.ascent import EM
+        from bayeskit.inference.variational import VariationalInference
+
+        return EM() if self.is_linear else VariationalInference()
 
     @property
     def posterior_class(self):
@@ -148,7 +213,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
         table, labels, groups = preparation.prepare(self, data, batch)
-        # Everything else is in the data, in their units.
+        # All of these are in the data, in their units.
         fields = ("perturbation", "noise_scale", "noise_prior", "estimates")
         prepared = eqx.tree_at(
             lambda m: tuple(getattr(m, name) for name in fields),
@@ -175,10 +240,17 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
         return tables.rows_target(inputs, labels)
 
     def start_from(self, posterior, data, labels):
-        """Loadings, offset and noise variance, in the units of the new data."""
+        """What a linear decoder or networks are made of, by site."""
         mean = posterior.mean
-        features = data.center.shape[-1]
-        shapes = {"loadings": (features, self.latent_dim), "offset": (features,)}
+        if self.is_linear:
+            features = data.center.shape[-1]
+            shapes = {"loadings": (features, self.latent_dim), "offset": (features,)}
+        else:
+            networks = data.given[0]
+            shapes = {
+                "decoder_weights": networks.decoder.shape,
+                "encoder_weights": networks.encoder.shape,
+            }
         for site, shape in shapes.items():
             found = np.shape(mean[site]) if site in mean else None
             if found != shape:
@@ -193,14 +265,12 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     def sample_data(self, data, key, sites, inputs):
         """Noisy rows at the latents, or at latents of given rows: without the perturbation."""
         for_latents, for_noise = jax.random.split(key)
-        decoder = _standardised(data, sites)
-        latents = jnp.asarray(sites["latents"], decoder.offset.dtype)
+        source, data = _with_sites(self, data, sites)
+        latents = jnp.asarray(sites["latents"], data.values.dtype)
         if inputs is not None:
-            given = GivenDecoder(decoder)
-            found = given.latents(self, data, inputs.standardised(data))
-            latents = given.drawn_latents(for_latents, found)
-        rows = latents @ decoder.loadings.T + decoder.offset
-        scale = jnp.sqrt(own_noise(decoder.noise_variance, data))
+            latents = source.drawn(for_latents, self, data, inputs.standardised(data))
+        rows = source.decoded(self, data, latents)
+        scale = jnp.sqrt(source.own_noise(data))
         rows = rows + scale * jax.random.normal(for_noise, rows.shape, rows.dtype)
         return data.center + data.unit * rows
 
@@ -225,7 +295,26 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     # Expectation maximisation
 
     def check_em(self, method):
-        """All that can be stated can be fitted."""
+        """Linear decoders at one level have closed forms."""
+        self._check_closed_form(method)
+
+    def _check_closed_form(self, method):
+        name = type(method).__name__
+        if not self.is_linear:
+            raise ValueError(
+                f"{name} on SingularDistribution needs decoder='linear', got "
+                f"{_described(self.decoder)}; networks are trained by VariationalInference()"
+            )
+        if isinstance(self.perturbation, tuple):
+            raise ValueError(
+                f"perturbation has {len(self.perturbation)} levels, which give the same linear "
+                "decoder: state one"
+            )
+        if not self.fresh:
+            raise ValueError(
+                f"{name} on SingularDistribution has expectations over fresh noise in closed form; "
+                "fresh=False is for VariationalInference()"
+            )
 
     def em_init(self, data, key, lane, initial, m_step):
         """The closed form, which is the maximum where no value is missing."""
@@ -276,7 +365,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
     # Messages
 
     def check_messages(self, method):
-        """All that can be stated can be fitted."""
+        """Linear decoders at one level have closed forms."""
+        self._check_closed_form(method)
 
     def messages_init(self, data, key, lane, initial):
         """Factors around the start of EM."""
@@ -309,30 +399,165 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC):
 
     def check_mcmc(self, method):
         """Latents are sampled given a decoder."""
-        if not self.estimates:
+        sites = _LINEAR_SITES if self.is_linear else _NETWORK_SITES
+        if not self.estimates or not sites <= set(self.estimates):
+            trained = "EM()" if self.is_linear else "VariationalInference()"
             raise ValueError(
                 "MCMC on SingularDistribution samples latents given a trained decoder, and this "
-                "model has none: fit it by EM() first and give posterior.model"
+                f"model has none: fit it by {trained} first and give posterior.model"
             )
 
     def mcmc_given(self, data):
         """The decoder of the earlier fit."""
-        return in_units(data.given, data)
+        return given_sites(self, data)
 
     def numpyro_model(self, data):
         """Latents given the decoder."""
         shape = (data.values.shape[0], self.latent_dim)
         standard = dist.Normal(jnp.zeros(shape, data.values.dtype), 1.0)
         positions = numpyro.sample("latents", standard.to_event(2))
-        numpyro.factor("rows", jnp.sum(log_given_latents(data, positions)))
+        numpyro.factor("rows", jnp.sum(log_given_latents(self, data, positions)))
 
     def mcmc_init(self, data, key, initial):
-        """A draw from the exact posterior given the decoder."""
-        return GivenDecoder(data.given).sample(key, self, data)
+        """A draw from the earlier fit's posterior of the latents."""
+        source, view = given(self, data)
+        return source.sample(key, self, view)
 
     def mcmc_conditional(self, data, sites):
         """Everything is sampled: one draw."""
         return KnownLatents(sites["latents"])
+
+    # Variational inference
+
+    def check_variational(self, method):
+        """Networks are trained by likelihood alone."""
+        if self.is_linear:
+            raise ValueError(
+                "VariationalInference on SingularDistribution trains networks; decoder='linear' "
+                "has closed forms: EM() or MessagePassing()"
+            )
+        if self.noise_prior is not None:
+            raise ValueError(
+                "VariationalInference on SingularDistribution maximises the likelihood: "
+                f"noise_prior must be None, got {describe(self.noise_prior)}"
+            )
+
+    def check_variational_data(self, data):
+        """Some rows are held out."""
+        count = data.values.shape[-2]
+        if count < _LEAST_ROWS:
+            raise ValueError(
+                f"data has {count} rows; networks need {_LEAST_ROWS} at least. Of fewer, try "
+                "decoder='linear'"
+            )
+        if data.levels.shape[-1] > 1 and count < _LEAST_TO_CHOOSE:
+            raise ValueError(
+                f"data has {count} rows; {_LEAST_TO_CHOOSE} are needed to choose a perturbation: "
+                "state one level, such as perturbation=0.2"
+            )
+
+    def rows_of(self, data):
+        """All of them."""
+        return data.values.shape[0]
+
+    def held_out(self, data):
+        """A fifth where a level is chosen, otherwise a tenth; at most 500."""
+        share = 5 if data.levels.shape[0] > 1 else 10
+        return min(500, max(1, data.values.shape[0] // share))
+
+    def variational_settings(self, data):
+        """The levels of the perturbation."""
+        return data.levels
+
+    def variational_init(self, data, key, initial):
+        """Random weights, the modules that were given, or an earlier fit's weights."""
+        parameters = deep.start(self, data, key)
+        if initial is None:
+            return parameters
+        networks = deep.Networks(initial["decoder_weights"], initial["encoder_weights"], None, None)
+        networks = jax.tree.map(lambda leaf: jnp.asarray(leaf, data.values.dtype), networks)
+        decoder, encoder = deep.unpacked(self, data, networks)
+        return parameters._replace(decoder=decoder, encoder=encoder)
+
+    def variational_rows(self, data, rows, setting, key):
+        """Rows with noise: of the batch's key, or of keys of their own."""
+        values = data.values[rows]
+        if self.fresh:
+            return values + setting * jax.random.normal(key, values.shape, values.dtype)
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
+        noise = jax.vmap(lambda key: jax.random.normal(key, values.shape[1:], values.dtype))(keys)
+        return values + setting * noise
+
+    def variational_guide(self, data, parameters, values):
+        """The encoder's moments."""
+        return deep.encode(self, data, parameters.encoder, values)
+
+    def variational_joint(self, data, parameters, setting, values, latents):
+        """Likelihood and the standard normal prior of latents."""
+        noise = deep.noise_variance_of(data, parameters, setting)
+        return deep.log_joint(self, data, parameters.decoder, noise, values, latents)
+
+    def variational_finish(self, data, parameters, settings, held_out, scores, key):
+        """Of several levels the smallest whose held-out density is the best but for its error."""
+        noise = jax.vmap(lambda fit, level: deep.noise_variance_of(data, fit, level))(
+            parameters, settings
+        )
+        networks = jax.vmap(deep.trained)(parameters, noise, settings)
+        if settings.shape[0] == 1:
+            only = jax.tree.map(lambda leaf: leaf[0], networks)
+            return EncodedLatents(only, settings, *([jnp.zeros_like(settings)] * 2)), jnp.asarray(
+                False
+            )
+        scale = deep.rate_level(data.values.shape[0], self.latent_dim)
+
+        def compared(networks):
+            own = networks.noise_variance - networks.level**2
+            return deep.common_densities(
+                self, data, networks, own, held_out, scale, key, _COMPARED_PARTICLES
+            )
+
+        densities = jax.lax.map(compared, networks)
+        mean = jnp.mean(densities, axis=1)
+        mean = jnp.where(jnp.isfinite(mean), mean, -jnp.inf)
+        lost = densities[jnp.argmax(mean)] - densities
+        error = jnp.std(lost, axis=1) / jnp.sqrt(float(held_out.shape[0]))
+        close = jnp.max(mean) - mean <= error
+        chosen = jnp.argmin(jnp.where(close, settings, jnp.inf))
+        found = jax.tree.map(lambda leaf: leaf[chosen], networks)
+        return EncodedLatents(found, settings, mean, error), jnp.asarray(False)
+
+
+def _described(network):
+    return repr(network) if isinstance(network, (tuple, str)) else type(network).__name__
+
+
+def _network(name, value, word):
+    """Width and depth, a word, or a module."""
+    if deep.is_network_shape(value) or isinstance(value, eqx.Module):
+        return value
+    if isinstance(value, str) and value == word:
+        return value
+    expected = "" if word is None else f", {word!r}"
+    raise TypeError(
+        f"{name} must be a pair of width and depth such as (64, 2){expected} or an equinox module, "
+        f"got {value!r}"
+    )
+
+
+def _levels(value):
+    """A level, several as a tuple, or ``"auto"``."""
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError(f"perturbation must be 'auto', a number or several, got {value!r}")
+        return value
+    if isinstance(value, (tuple, list, np.ndarray)):
+        if len(value) == 0:
+            raise ValueError("perturbation has no levels: state one, several, or 'auto'")
+        levels = tuple(check_number("perturbation", level, 0.0) for level in value)
+        if len(set(levels)) < len(levels):
+            raise ValueError(f"perturbation has a level twice: {levels}")
+        return levels if len(levels) > 1 else levels[0]
+    return check_number("perturbation", value, 0.0)
 
 
 def _standardised(data, sites):
@@ -343,6 +568,26 @@ def _standardised(data, sites):
     return linear.LinearDecoder(
         loadings / data.unit, (offset - data.center) / data.unit, noise / data.unit**2
     )
+
+
+def _with_sites(model, data, sites):
+    """The posterior of latents given a decoder by site, and the data in its units."""
+    if model.is_linear:
+        return GivenDecoder(_standardised(data, sites)), data
+    dtype = data.values.dtype
+    decoder, encoder, noise, level, center, unit = (
+        jnp.asarray(sites[site], dtype)
+        for site in (
+            "decoder_weights",
+            "encoder_weights",
+            "noise_variance",
+            "perturbation",
+            "center",
+            "unit",
+        )
+    )
+    networks = deep.Networks(decoder, encoder, noise / unit**2, level / unit)
+    return in_trained_units(data, networks, center, unit)
 
 
 def _log_unit(data):

@@ -1,0 +1,199 @@
+r"""Decoders and encoders as networks.
+
+.. math:: x = f(z) + \varepsilon, \quad \varepsilon \sim N(0, \sigma^2 I_D), \quad
+          \sigma^2 = s^2 + \sigma_0^2, \quad q(z \mid x) = N(m(x), \mathrm{diag}\, v(x))
+
+with the perturbation :math:`s` as a floor of the noise: without it, a latent space as wide as the
+data decodes the perturbation itself. :math:`\sigma_0` starts at a third of the data's standard
+deviation, since noise that shrinks during training is a perturbation that is annealed.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.scipy.special import logsumexp
+
+from bayeskit.codec import storable
+
+_START = 0.3
+_FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
+_LOG_DEVIATIONS = (-8.0, 3.0)
+_INFLATION = 1.5  # of variances of the encoder, for importance sampling
+_BLOCK = 16
+_COMMON_DRAWS = 16  # of noise, when settings are compared
+
+
+class NetworkParameters(NamedTuple):
+    """Arrays of both networks, and the logarithm of σ₀."""
+
+    decoder: Any
+    encoder: Any
+    log_scale: Any
+
+
+@storable
+class Networks(NamedTuple):
+    """A trained model of standardised data: weights (P,) of both networks, σ² and the level s."""
+
+    decoder: Any
+    encoder: Any
+    noise_variance: Any
+    level: Any
+
+
+def is_network_shape(value) -> bool:
+    """Whether a value states a width and a depth."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value)
+    )
+
+
+def built(model, features, key):
+    """Decoder and encoder: the user's own, or of random weights."""
+    for_decoder, for_encoder = jax.random.split(key)
+    sizes = ((model.latent_dim, features), (features, 2 * model.latent_dim))
+    pairs = zip((model.decoder, model.encoder), sizes, (for_decoder, for_encoder), strict=True)
+    return tuple(
+        eqx.nn.MLP(*size, *network, jax.nn.relu, key=key) if isinstance(network, tuple) else network
+        for network, size, key in pairs
+    )
+
+
+def check_shapes(model, features):
+    """Raise ``ValueError`` where a network of the user's maps between other dimensions."""
+    sizes = ((model.latent_dim, features), (features, 2 * model.latent_dim))
+    for name, size in zip(("decoder", "encoder"), sizes, strict=True):
+        network = getattr(model, name)
+        if isinstance(network, tuple):
+            continue
+        expected = f"{name} must map an array of shape ({size[0]},) to one of shape ({size[1]},)"
+        try:
+            found = eqx.filter_eval_shape(network, jax.ShapeDtypeStruct((size[0],), jnp.float32))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{expected}, and raised: {error}") from error
+        if getattr(found, "shape", None) != (size[1],):
+            raise ValueError(f"{expected}, got {found}")
+
+
+def split(model, features, dtype, key=None):
+    """Arrays of both networks in one type, and what else they are made of."""
+    networks = built(model, features, jax.random.key(0) if key is None else key)
+    arrays, rest = eqx.partition(networks, eqx.is_inexact_array)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arrays), rest
+
+
+def start(model, data, key) -> NetworkParameters:
+    """Start values of a fit."""
+    dtype = data.values.dtype
+    (decoder, encoder), _ = split(model, data.center.shape[0], dtype, key)
+    scale = _START if data.noise_learned else jnp.sqrt(data.noise_variance)
+    return NetworkParameters(decoder, encoder, jnp.log(jnp.asarray(scale, dtype)))
+
+
+def noise_variance_of(data, parameters, level):
+    """σ², with the perturbation."""
+    own = jnp.exp(2.0 * parameters.log_scale) + _FLOOR**2
+    return level**2 + (own if data.noise_learned else data.noise_variance)
+
+
+def encode(model, data, encoder, values):
+    """Means and log standard deviations (m, q) of the latents of rows (m, D)."""
+    _, (_, rest) = split(model, data.center.shape[0], values.dtype)
+    found = jax.vmap(eqx.combine(encoder, rest))(values)
+    mean, log_deviation = jnp.split(found, 2, axis=-1)
+    return mean, jnp.clip(log_deviation, *_LOG_DEVIATIONS)
+
+
+def decode(model, data, decoder, latents):
+    """Rows (*, D) of latents (*, q)."""
+    _, (rest, _) = split(model, data.center.shape[0], latents.dtype)
+    flat = jax.vmap(eqx.combine(decoder, rest))(latents.reshape(-1, latents.shape[-1]))
+    return flat.reshape(*latents.shape[:-1], -1)
+
+
+def log_normal(values, means, variance):
+    """Log densities of rows (*, D) with independent noise."""
+    each = (values - means) ** 2 / variance + jnp.log(2.0 * jnp.pi * variance)
+    return -0.5 * jnp.sum(each, axis=-1)
+
+
+def log_joint(model, data, decoder, noise_variance, values, latents):
+    """Log joint densities (particles, m) of rows (m, D) and latents (particles, m, q)."""
+    means = decode(model, data, decoder, latents)
+    return log_normal(values, means, noise_variance) + log_normal(latents, 0.0, 1.0)
+
+
+def trained(parameters, noise_variance, level) -> Networks:
+    """What a posterior keeps of a fit."""
+    weights = (ravel_pytree(network)[0] for network in (parameters.decoder, parameters.encoder))
+    return Networks(*weights, noise_variance, level)
+
+
+def unpacked(model, data, networks):
+    """Arrays of both networks from their weights."""
+    arrays, _ = split(model, data.center.shape[0], data.values.dtype)
+    return tuple(
+        ravel_pytree(like)[1](flat)
+        for like, flat in zip(arrays, (networks.decoder, networks.encoder), strict=True)
+    )
+
+
+def log_weights(model, data, networks, noise_variance, values, key, particles):
+    """Log importance weights (particles, m) of latents given rows (m, D).
+
+    Half of the latents are drawn from their prior and half around the encoder's, and weighed as
+    draws of the mixture of the two, so that no weight is large where the encoder is wrong.
+    """
+    decoder, encoder = unpacked(model, data, networks)
+    mean, log_deviation = encode(model, data, encoder, values)
+    deviation = jnp.sqrt(_INFLATION) * jnp.exp(log_deviation)
+    white = jax.random.normal(key, (particles, *mean.shape), mean.dtype)
+    near = jnp.arange(particles)[:, None, None] % 2 == 0
+    latents = jnp.where(near, mean + deviation * white, white)
+    prior = log_normal(latents, 0.0, 1.0)
+    guide = log_normal(latents, mean, deviation**2)
+    proposal = jnp.logaddexp(prior, guide) - jnp.log(2.0)
+    likelihood = log_normal(values, decode(model, data, decoder, latents), noise_variance)
+    return likelihood + prior - proposal
+
+
+def log_densities(model, data, networks, noise_variance, values, key, particles):
+    """Log densities (m,) of rows (m, D), by importance sampling."""
+    weights = log_weights(model, data, networks, noise_variance, values, key, particles)
+    return logsumexp(weights, axis=0) - jnp.log(float(particles))
+
+
+def rate_level(rows, latent_dim):
+    """Level of the perturbation that the theory's rate suggests, for smoothness two.
+
+    ``n^(-β / (2 (β + q)))``, in units of the data's standard deviation.
+    """
+    return float(rows ** (-1.0 / (2.0 + latent_dim)))
+
+
+def candidates(rows, latent_dim):
+    """Levels that ``"auto"`` chooses from: none, and around the one of the rate."""
+    return tuple(np.array([0.0, 0.25, 0.5, 1.0, 2.0]) * rate_level(rows, latent_dim))
+
+
+def common_densities(model, data, networks, own_variance, held_out, scale, key, particles):
+    """Log densities (h,) of held-out rows with noise of one ``scale``, that of no fit's training.
+
+    Noise of the data that a fit has found stays in its density. Averaged over draws of the noise,
+    which are the same for all fits.
+    """
+    rows = data.values[held_out]
+
+    def one(key):
+        for_noise, for_latents = jax.random.split(key)
+        noisy = rows + scale * jax.random.normal(for_noise, rows.shape, rows.dtype)
+        variance = scale**2 + own_variance
+        return log_densities(model, data, networks, variance, noisy, for_latents, particles)
+
+    return jnp.mean(jax.lax.map(one, jax.random.split(key, _COMMON_DRAWS)), axis=0)
