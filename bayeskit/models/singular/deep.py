@@ -172,14 +172,15 @@ def log_densities(model, data, networks, noise_variance, values, key, particles)
 def rate_level(rows, latent_dim):
     """Level of the perturbation that the theory's rate suggests, for smoothness two.
 
-    ``n^(-β / (2 (β + q)))``, in units of the data's standard deviation.
+    ``2 n^(-β / (2 (β + q)))``, in units of the data's standard deviation; the theory leaves the
+    factor open.
     """
-    return float(rows ** (-1.0 / (2.0 + latent_dim)))
+    return 2.0 * float(rows ** (-1.0 / (2.0 + latent_dim)))
 
 
 def candidates(rows, latent_dim):
-    """Levels that ``"auto"`` chooses from: none, and around the one of the rate."""
-    return tuple(np.array([0.0, 0.25, 0.5, 1.0, 2.0]) * rate_level(rows, latent_dim))
+    """Levels that ``"auto"`` chooses from: none, and up to the one of the rate."""
+    return tuple(np.array([0.0, 0.125, 0.25, 0.5, 1.0]) * rate_level(rows, latent_dim))
 
 
 def common_densities(model, data, networks, own_variance, held_out, scale, key, particles):

@@ -75,7 +75,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     perturbation : "auto", float or sequence of float
         Standard deviation of the noise that is added to the data, in units of their standard
         deviation: the root of the mean variance of the columns. Of several, one is chosen by
-        held-out rows; ``"auto"`` chooses among none and four around the rate of the theory.
+        held-out rows; ``"auto"`` chooses among none and four, up to that of the theory.
     fresh : bool
         Whether rows are perturbed anew in every batch, or once for all.
     noise_scale : float, optional
