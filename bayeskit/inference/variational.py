@@ -299,9 +299,7 @@ class VariationalInference(AbstractMethod):
 
     def _gradient(self, model, data, parameters, setting, values, key):
         """Of the mean bound of a batch."""
-        weights, pull = _weights(
-            model, data, parameters, setting, values, self.num_particles, key, True
-        )
+        weights, pull = _weights(model, data, parameters, setting, values, self.num_particles, key)
         if self.objective == "elbo":
             return pull(jnp.full_like(weights, 1.0 / self.num_particles), None)
         share = jax.nn.softmax(weights, axis=0)
@@ -397,11 +395,11 @@ def _where(chosen, new, old):
     )
 
 
-def _weights(model, data, parameters, setting, values, particles, key, differentiate=False):
-    """Log importance weights (particles, rows), and where asked for a function of gradients.
+def _weights(model, data, parameters, setting, values, particles, key):
+    """Log importance weights (particles, rows), and a function of their gradients.
 
     The function takes cotangents of the weights, and a factor by which the gradients of the
-    particles themselves are multiplied on their way to the encoder.
+    particles themselves are multiplied on their way to the encoder, or ``None``.
     """
 
     def drawn(parameters):
@@ -409,16 +407,14 @@ def _weights(model, data, parameters, setting, values, particles, key, different
         noise = jax.random.normal(key, (particles, *mean.shape), mean.dtype)
         return mean + jnp.exp(log_deviation) * noise, (mean, log_deviation)
 
+    latents, to_encoder, (mean, log_deviation) = jax.vjp(drawn, parameters, has_aux=True)
+
     def weighed(parameters, latents):
+        # Moments of the guide are constants here: its score has expectation zero.
         scaled = (latents - mean) * jnp.exp(-log_deviation)
         guide = jnp.sum(-0.5 * scaled**2 - log_deviation - 0.5 * jnp.log(2.0 * jnp.pi), axis=-1)
         return model.variational_joint(data, parameters, setting, values, latents) - guide
 
-    if not differentiate:
-        latents, (mean, log_deviation) = drawn(parameters)
-        return weighed(parameters, latents), None
-    latents, to_encoder, (mean, log_deviation) = jax.vjp(drawn, parameters, has_aux=True)
-    # Moments of the guide are constants in the weights: its score has expectation zero.
     weights, back = jax.vjp(weighed, parameters, latents)
 
     def pull(cotangents, factor):

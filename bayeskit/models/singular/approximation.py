@@ -514,9 +514,9 @@ def encoded(approximation, model, data, inputs):
 def row_densities(approximation, model, data, inputs, particles=_WEIGHTS):
     """Log densities (rows,) in the user's units and log weights, for ``Posterior.evaluate``."""
     source, data = _closed_form(approximation, model, data)
-    rows = (data.values, data.observed) if inputs is None else inputs.standardised(data)
-    density, weights = source.row_densities(model, data, *rows, particles)
-    return density - log_units(data, *rows), weights
+    values, observed = (data.values, data.observed) if inputs is None else inputs.standardised(data)
+    density, weights = source.row_densities(model, data, values, observed, particles)
+    return density - log_units(data, values, observed), weights
 
 
 def scales(approximation, model, data):

@@ -57,12 +57,17 @@ def is_network_shape(value) -> bool:
 def built(model, features, key):
     """Decoder and encoder: the user's own, or of random weights."""
     for_decoder, for_encoder = jax.random.split(key)
-    sizes = ((model.latent_dim, features), (features, 2 * model.latent_dim))
-    pairs = zip((model.decoder, model.encoder), sizes, (for_decoder, for_encoder), strict=True)
-    return tuple(
-        eqx.nn.MLP(*size, *network, jax.nn.relu, key=key) if isinstance(network, tuple) else network
-        for network, size, key in pairs
+    return (
+        _network(model.decoder, model.latent_dim, features, for_decoder),
+        _network(model.encoder, features, 2 * model.latent_dim, for_encoder),
     )
+
+
+def _network(stated, inputs, outputs, key):
+    if not isinstance(stated, tuple):
+        return stated
+    width, depth = stated
+    return eqx.nn.MLP(inputs, outputs, width, depth, jax.nn.relu, key=key)
 
 
 def check_shapes(model, features):
@@ -131,8 +136,8 @@ def log_joint(model, data, decoder, noise_variance, values, latents):
 
 def trained(parameters, noise_variance, level) -> Networks:
     """What a posterior keeps of a fit."""
-    weights = (ravel_pytree(network)[0] for network in (parameters.decoder, parameters.encoder))
-    return Networks(*weights, noise_variance, level)
+    decoder, encoder = (ravel_pytree(each)[0] for each in (parameters.decoder, parameters.encoder))
+    return Networks(decoder, encoder, noise_variance, level)
 
 
 def unpacked(model, data, networks):

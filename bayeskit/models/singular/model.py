@@ -550,14 +550,14 @@ def _levels(value):
         if value != "auto":
             raise ValueError(f"perturbation must be 'auto', a number or several, got {value!r}")
         return value
-    if isinstance(value, (tuple, list, np.ndarray)):
-        if len(value) == 0:
-            raise ValueError("perturbation has no levels: state one, several, or 'auto'")
-        levels = tuple(check_number("perturbation", level, 0.0) for level in value)
-        if len(set(levels)) < len(levels):
-            raise ValueError(f"perturbation has a level twice: {levels}")
-        return levels if len(levels) > 1 else levels[0]
-    return check_number("perturbation", value, 0.0)
+    if not isinstance(value, (tuple, list, np.ndarray)):
+        return check_number("perturbation", value, 0.0)
+    levels = [check_number("perturbation", level, 0.0) for level in np.atleast_1d(value)]
+    if not levels:
+        raise ValueError("perturbation has no levels: state one, several, or 'auto'")
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"perturbation has a level twice: {levels}")
+    return tuple(levels) if len(levels) > 1 else levels[0]
 
 
 def _standardised(data, sites):
