@@ -32,8 +32,29 @@ _MODELS = {
   volume  = {24},
   year    = {2007},
 }""",
+    "SingularDistribution": """@article{chae2023likelihood,
+  author  = {Chae, Minwoo and Kim, Dongha and Kim, Yongdai and Lin, Lizhen},
+  title   = {A Likelihood Approach to Nonparametric Estimation of a Singular Distribution Using Deep
+             Generative Models},
+  journal = {Journal of Machine Learning Research},
+  year    = {2023},
+  note    = {arXiv:2105.04046},
+}""",
 }
 _METHODS = {
+    "VariationalInference": """@inproceedings{tucker2019doubly,
+  author    = {Tucker, George and Lawson, Dieterich and Gu, Shixiang and Maddison, Chris J.},
+  title     = {Doubly Reparameterized Gradient Estimators for {M}onte {C}arlo Objectives},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2019},
+}
+
+@inproceedings{burda2016importance,
+  author    = {Burda, Yuri and Grosse, Roger and Salakhutdinov, Ruslan},
+  title     = {Importance Weighted Autoencoders},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2016},
+}""",
     "SemidefiniteProgram": """@inproceedings{zhuang2023likelihood,
   author    = {Zhuang, Yubo and Chen, Xiaohui and Yang, Yun},
   title     = {Likelihood Adjusted Semidefinite Programs for Clustering Heterogeneous Data},

@@ -9,6 +9,7 @@ import math
 import jax
 import numpy as np
 import pytest
+import scipy.special
 
 from bayeskit import datasets
 from bayeskit.datasets import irs
@@ -18,7 +19,7 @@ def dense(dictionaries):
     return functools.reduce(np.kron, dictionaries)
 
 
-@pytest.mark.parametrize("module", ["sparse", "irs", "images", "flowers", "clusters"])
+@pytest.mark.parametrize("module", ["sparse", "irs", "images", "flowers", "clusters", "shapes"])
 def test_documented_examples_run(module):
     results = doctest.testmod(importlib.import_module(f"bayeskit.datasets.{module}"))
     assert results.attempted > 0
@@ -370,3 +371,74 @@ def test_clusters_that_cannot_be_are_refused_by_name():
     ):
         with pytest.raises(ValueError, match=named):
             datasets.gaussian_clusters(0, **wrong)
+
+
+# Shapes
+
+
+SHAPES = ("circle", "sphere", "spiral", "swiss_roll", "moons", "torus")
+
+
+def on_shape(name, points):
+    """How far points in the shape's own axes are from satisfying its equation."""
+    radius = np.linalg.norm(points, axis=1)
+    if name in ("circle", "sphere"):
+        return radius - 1.0
+    if name in ("spiral", "swiss_roll"):
+        plane = np.linalg.norm(points[:, :2], axis=1)
+        angle = 4.5 * np.pi * plane
+        return np.cos(angle) - points[:, 0] / plane
+    if name == "moons":
+        center = np.array([0.5, 0.25])
+        upper, lower = (np.linalg.norm(points - c, axis=1) - 1.0 for c in (-center, center))
+        return np.where(np.abs(upper) < np.abs(lower), upper, lower)
+    return np.linalg.norm(points.reshape(-1, 2, 2), axis=2) - np.sqrt(0.5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_satisfy_their_equations_after_an_isometry(name):
+    sample = datasets.shape(3, name, rows=300, features=7)
+    axes = sample.axes
+    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-12)
+    for rows in (sample.rows, sample.draw(4, 50)):
+        inner = rows @ axes
+        np.testing.assert_allclose(inner @ axes.T, rows, atol=1e-12)
+        np.testing.assert_allclose(on_shape(name, inner), 0.0, atol=1e-12)
+    assert np.array_equal(sample.rows, datasets.shape(3, name, rows=300, features=7).rows)
+    assert not np.isclose(sample.rows[:50], sample.draw(4, 50)).all(axis=1).any()
+    # Where the dimension is that of the shape, small balls hold a power of their radius.
+    dense = sample.draw(5, 20_000)
+    distances = np.linalg.norm(dense[:40, None] - dense[None], axis=-1)
+    counts = [np.count_nonzero(distances < r) - 40 for r in (0.05, 0.1)]
+    dimension = np.log2(counts[1] / counts[0])
+    assert dimension == pytest.approx(sample.dimension, abs=0.25)
+
+
+def test_angles_on_the_circle_are_the_mixture_of_von_mises_distributions():
+    sample = datasets.shape(0, "circle", rows=40_000, features=2)
+    cosine = (sample.rows @ sample.axes)[:, 0]
+    # Mean cosines of von Mises distributions are ratios of Bessel functions.
+    expected = 0.7 * ratio(3.0) - 0.3 * ratio(1.0)
+    assert cosine.mean() == pytest.approx(expected, abs=5 * cosine.std() / 200)
+
+
+def ratio(concentration):
+    return scipy.special.iv(1, concentration) / scipy.special.iv(0, concentration)
+
+
+def test_noise_of_shapes_is_of_the_stated_size_in_all_features():
+    clean = datasets.shape(0, "moons", rows=4000, features=6)
+    noisy = datasets.shape(0, "moons", rows=4000, features=6, noise=0.1)
+    difference = noisy.rows - clean.rows
+    np.testing.assert_allclose(np.cov(difference.T), 0.01 * np.eye(6), atol=0.001)
+
+
+def test_wrong_arguments_of_shapes_are_named():
+    with pytest.raises(ValueError, match=r"name must be one of .*got 'cube'"):
+        datasets.shape(0, "cube")
+    with pytest.raises(ValueError, match="features must be at least 4, got 3"):
+        datasets.shape(0, "torus", features=3)
+    with pytest.raises(ValueError, match="noise must be in"):
+        datasets.shape(0, noise=-0.1)
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        datasets.shape(0).draw(0, 0)

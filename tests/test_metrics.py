@@ -161,3 +161,95 @@ def test_clustering_error_is_the_best_of_all_matchings():
     ):
         with pytest.raises(ValueError, match=message):
             metrics.clustering_error(truth, labels)
+
+
+# Distances of samples
+
+
+def test_wasserstein_is_the_best_of_all_matchings(rng):
+    truth, sample = rng.standard_normal((2, 6, 3))
+    costs = [
+        np.linalg.norm(truth - sample[list(order)], axis=1).mean()
+        for order in itertools.permutations(range(6))
+    ]
+    assert metrics.wasserstein(truth, sample) == pytest.approx(min(costs), rel=1e-12)
+
+
+def test_distances_of_a_moved_sample(rng):
+    sample = rng.standard_normal((300, 3))
+    shift = np.array([1.0, 2.0, 2.0])
+    # No transport beats the move itself, whose length is three.
+    assert metrics.wasserstein(sample, sample + shift) == pytest.approx(3.0, rel=1e-12)
+    # The mean of |cosine| over the sphere is a half.
+    found = metrics.sliced_wasserstein(sample, sample + shift, 0, num_directions=2000)
+    assert found == pytest.approx(1.5, rel=0.05)
+    assert metrics.sliced_wasserstein(sample, sample, 0) == 0.0
+    assert metrics.energy_distance(sample, sample[::-1]) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_on_a_line_distances_are_integrals_of_distribution_functions(rng):
+    first, second = rng.standard_normal(500), 0.5 + 2 * rng.standard_normal(500)
+    ends = np.sort(np.concatenate([first, second]))
+    widths = np.diff(ends)
+    difference = np.mean(first[:, None] <= ends[:-1], axis=0)
+    difference = difference - np.mean(second[:, None] <= ends[:-1], axis=0)
+    pair = first[:, None], second[:, None]
+    between = np.sum(widths * np.abs(difference))
+    assert metrics.wasserstein(*pair) == pytest.approx(between, rel=1e-10)
+    assert metrics.sliced_wasserstein(*pair, key=1) == pytest.approx(between, rel=1e-10)
+    energy = 2 * np.sum(widths * difference**2)
+    assert metrics.energy_distance(*pair) == pytest.approx(energy, rel=1e-10)
+
+
+def test_blocks_change_no_energy_distance(rng, monkeypatch):
+    pair = rng.standard_normal((30, 2)), rng.standard_normal((20, 2)) + 1
+    expected = metrics.energy_distance(*pair)
+    monkeypatch.setattr(metrics, "_BLOCK_ROWS", 7)
+    assert metrics.energy_distance(*pair) == pytest.approx(expected, rel=1e-12)
+
+
+def test_distance_to_a_support_is_that_of_the_nearest_point():
+    angle = np.linspace(0, 2 * np.pi, 20_000)
+    support = np.column_stack([np.cos(angle), np.sin(angle)])
+    inner = np.array([[0.5, 0.0], [0.0, -2.0]])
+    assert metrics.distance_to_support(support, inner) == pytest.approx(0.75, abs=1e-6)
+
+
+def test_the_floor_falls_with_the_size_of_samples_and_is_below_other_truths():
+    def draw(key, count):
+        return np.random.default_rng(key).standard_normal((count, 2))
+
+    small, large = (metrics.sampling_floor(metrics.wasserstein, draw, n, 0) for n in (50, 400))
+    assert 0 < large < 0.6 * small
+    assert metrics.wasserstein(draw(1, 400), draw(2, 400) + 1.0) > 3 * large
+
+
+def test_bad_samples_are_named(rng):
+    rows = rng.standard_normal((4, 2))
+    for call, kind, message in (
+        (lambda: metrics.wasserstein(rows, rows[:3]), ValueError, "sample: got 3 rows; expected 4"),
+        (lambda: metrics.wasserstein(rows[0], rows), ValueError, r"truth: got shape \(2,\)"),
+        (
+            lambda: metrics.energy_distance(rows, rows[:, :1]),
+            ValueError,
+            "got 1 features; expected",
+        ),
+        (
+            lambda: metrics.energy_distance(1j * rows, rows),
+            TypeError,
+            "truth: got dtype complex128",
+        ),
+        (
+            lambda: metrics.distance_to_support(rows[:0], rows),
+            ValueError,
+            r"support: got shape \(0, 2\)",
+        ),
+        (lambda: metrics.wasserstein(np.zeros((2001, 1)), np.zeros((2001, 1))), ValueError, "2000"),
+        (
+            lambda: metrics.sliced_wasserstein(rows, rows, 0, num_directions=0),
+            ValueError,
+            "num_directions must be at least 1",
+        ),
+    ):
+        with pytest.raises(kind, match=message):
+            call()

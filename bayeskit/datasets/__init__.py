@@ -9,6 +9,7 @@ from bayeskit.datasets.clusters import GaussianClusters, gaussian_clusters
 from bayeskit.datasets.flowers import iris
 from bayeskit.datasets.images import CompressiveImage, compressive_image, mri_slice
 from bayeskit.datasets.irs import IRSChannelSounding, irs_mimo
+from bayeskit.datasets.shapes import Shape, shape
 from bayeskit.datasets.sparse import KroneckerSparse, kronecker_sparse
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GaussianClusters",
     "IRSChannelSounding",
     "KroneckerSparse",
+    "Shape",
     "beijing_air",
     "compressive_image",
     "gaussian_clusters",
@@ -24,4 +26,5 @@ __all__ = [
     "irs_mimo",
     "kronecker_sparse",
     "mri_slice",
+    "shape",
 ]
