@@ -15,7 +15,15 @@ from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along
 
 _OBSERVED = "x"
-_NETWORK_SITES = ("decoder_weights", "encoder_weights", "noise_variance", "perturbation")
+LINEAR_SITES = ("loadings", "offset", "noise_variance")
+NETWORK_SITES = (
+    "decoder_weights",
+    "encoder_weights",
+    "noise_variance",
+    "perturbation",
+    "center",
+    "unit",
+)
 
 
 class SingularTable(eqx.Module):
@@ -61,6 +69,11 @@ class SingularTable(eqx.Module):
     def perturbation(self):
         """The first of the levels, the only one of a linear decoder."""
         return self.levels[0]
+
+
+def sites_of(model):
+    """Names of the sites that a trained decoder is made of."""
+    return LINEAR_SITES if model.is_linear else NETWORK_SITES
 
 
 def prepare(model, data, batch):
@@ -138,12 +151,11 @@ def _given(model, center, unit, dtype):
     features = center.size
     if model.is_linear:
         shapes = ((features, model.latent_dim), (features,), ())
-        names = ("loadings", "offset", "noise_variance")
     else:
         arrays, _ = deep.split(model, features, dtype)
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(network)) for network in arrays]
         shapes = ((sizes[0],), (sizes[1],), (), (), (features,), ())
-        names = (*_NETWORK_SITES, "center", "unit")
+    names = sites_of(model)
     sites = model.estimates or {
         name: np.full(shape, np.nan) for name, shape in zip(names, shapes, strict=True)
     }

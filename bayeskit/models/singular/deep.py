@@ -101,6 +101,16 @@ def start(model, data, key) -> NetworkParameters:
     return NetworkParameters(decoder, encoder, jnp.log(jnp.asarray(scale, dtype)))
 
 
+def continued(model, data, parameters, networks) -> NetworkParameters:
+    """Start values at an earlier fit, whose networks stay those of its own units."""
+    decoder, encoder = unpacked(model, data, networks)
+    own = networks.noise_variance - networks.level**2 - _FLOOR**2
+    log_scale = 0.5 * jnp.log(jnp.maximum(own, _FLOOR**2))
+    return NetworkParameters(
+        decoder, encoder, log_scale if data.noise_learned else parameters.log_scale
+    )
+
+
 def noise_variance_of(data, parameters, level):
     """σ², with the perturbation."""
     own = jnp.exp(2.0 * parameters.log_scale) + _FLOOR**2

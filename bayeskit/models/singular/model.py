@@ -48,15 +48,6 @@ _SINGULAR = 100.0  # times the rounding of the data: no noise
 _LEAST_ROWS = 20
 _LEAST_TO_CHOOSE = 50
 _COMPARED_PARTICLES = 500
-_LINEAR_SITES = {"loadings", "offset", "noise_variance"}
-_NETWORK_SITES = {
-    "decoder_weights",
-    "encoder_weights",
-    "noise_variance",
-    "perturbation",
-    "center",
-    "unit",
-}
 
 
 class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsVariational):
@@ -260,7 +251,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
                 )
         if not np.isfinite(mean["noise_variance"]):
             raise ValueError("initial has a noise variance without a mean: it is of too few data")
-        return {site: mean[site] for site in (*shapes, "noise_variance")}
+        return {site: mean[site] for site in preparation.sites_of(self)}
 
     def sample_data(self, data, key, sites, inputs):
         """Noisy rows at the latents, or at latents of given rows: without the perturbation."""
@@ -399,8 +390,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def check_mcmc(self, method):
         """Latents are sampled given a decoder."""
-        sites = _LINEAR_SITES if self.is_linear else _NETWORK_SITES
-        if not self.estimates or not sites <= set(self.estimates):
+        if not set(preparation.sites_of(self)) <= set(self.estimates or ()):
             trained = "EM()" if self.is_linear else "VariationalInference()"
             raise ValueError(
                 "MCMC on SingularDistribution samples latents given a trained decoder, and this "
@@ -474,10 +464,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         parameters = deep.start(self, data, key)
         if initial is None:
             return parameters
-        networks = deep.Networks(initial["decoder_weights"], initial["encoder_weights"], None, None)
-        networks = jax.tree.map(lambda leaf: jnp.asarray(leaf, data.values.dtype), networks)
-        decoder, encoder = deep.unpacked(self, data, networks)
-        return parameters._replace(decoder=decoder, encoder=encoder)
+        source, _ = _with_sites(self, data, initial)
+        return deep.continued(self, data, parameters, source.networks)
 
     def variational_rows(self, data, rows, setting, key):
         """Rows with noise: of the batch's key, or of keys of their own."""
@@ -562,9 +550,7 @@ def _levels(value):
 
 def _standardised(data, sites):
     dtype = data.values.dtype
-    loadings, offset, noise = (
-        jnp.asarray(sites[site], dtype) for site in ("loadings", "offset", "noise_variance")
-    )
+    loadings, offset, noise = (jnp.asarray(sites[site], dtype) for site in preparation.LINEAR_SITES)
     return linear.LinearDecoder(
         loadings / data.unit, (offset - data.center) / data.unit, noise / data.unit**2
     )
@@ -576,15 +562,7 @@ def _with_sites(model, data, sites):
         return GivenDecoder(_standardised(data, sites)), data
     dtype = data.values.dtype
     decoder, encoder, noise, level, center, unit = (
-        jnp.asarray(sites[site], dtype)
-        for site in (
-            "decoder_weights",
-            "encoder_weights",
-            "noise_variance",
-            "perturbation",
-            "center",
-            "unit",
-        )
+        jnp.asarray(sites[site], dtype) for site in preparation.NETWORK_SITES
     )
     networks = deep.Networks(decoder, encoder, noise / unit**2, level / unit)
     return in_trained_units(data, networks, center, unit)
