@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Complex, Float, Inexact
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
@@ -445,7 +445,7 @@ def distance_to_support(support: Any, sample: Any) -> float:
     1.5
     """
     support, sample = _samples(support, sample, "support")
-    return float(np.mean(cKDTree(support).query(sample)[0]))
+    return float(np.mean(KDTree(support).query(sample)[0]))
 
 
 def sampling_floor(

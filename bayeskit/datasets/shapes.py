@@ -33,8 +33,8 @@ def _circle(generator, count):
 def _sphere(generator, count):
     near = generator.uniform(size=count) < 0.7
     pole = np.array([1.0, 0.0, 0.0])
-    first = scipy.stats.vonmises_fisher(pole, 3.0).rvs(count, random_state=generator)
-    second = scipy.stats.vonmises_fisher(-pole, 1.0).rvs(count, random_state=generator)
+    first = scipy.stats.vonmises_fisher(pole, 3).rvs(count, random_state=generator)
+    second = scipy.stats.vonmises_fisher(-pole, 1).rvs(count, random_state=generator)
     return np.where(near[:, None], first, second)
 
 

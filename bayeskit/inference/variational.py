@@ -60,7 +60,7 @@ class Training(NamedTuple):
 
 
 class TrainingRecord(NamedTuple):
-    """Mean over all fits of the best bound on held-out rows, and the largest rate."""
+    """Mean over all fits of the best bound on held-out rows, and the largest rate of a step."""
 
     objective: Any
     rate: Any
@@ -103,7 +103,8 @@ class VariationalInference(AbstractMethod):
     and restarts are trained at once, in one compilation. Gradients of importance-weighted bounds
     with respect to the encoder are doubly reparametrised (G. Tucker et al., "Doubly reparameterized
     gradient estimators for Monte Carlo objectives", ICLR 2019); those of the other bound leave out
-    the score of the encoder. After a gradient that is not finite, training goes on from the best
+    the score of the encoder. All fits go on until the last has ended; a result has converged where
+    the fit that is kept has. After a gradient that is not finite, training goes on from the best
     parameters with a smaller rate.
 
     Examples
@@ -337,21 +338,22 @@ class VariationalInference(AbstractMethod):
         state = jax.tree.map(lambda leaf: leaf[0], states)
         settings = model.variational_settings(data)
         # Of every setting the best restart.
-        best, scores = jax.vmap(
-            lambda fits, scores: (best_of(fits, scores)[0], jnp.max(scores)), in_axes=1
-        )(state.best, state.score)
-        held_out = state.order[: model.held_out(data)]
-        approximation, diagnosed = model.variational_finish(
-            data, best, settings, held_out, scores, jax.random.fold_in(state.key, 0)
+        (best, scores, rate), _ = jax.vmap(best_of, in_axes=1)(
+            (state.best, state.score, state.rate), state.score
         )
-        leaves = jax.tree.leaves(approximation)
-        finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in (*leaves, scores)])
+        held_out = state.order[: model.held_out(data)]
+        approximation, chosen, diagnosed = model.variational_finish(
+            data, best, settings, held_out, jax.random.fold_in(state.key, 0)
+        )
+        # Of settings that could not be fitted, what is kept may say so by infinities.
+        known = [~jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(approximation)]
+        finite = jnp.all(jnp.stack([*known, jnp.isfinite(scores[chosen])]))
         return Fit(
             approximation,
             jnp.asarray(jnp.nan),
-            jnp.all(finite),
+            finite,
             jnp.asarray(0),
-            (jnp.sum(state.recoveries), jnp.all(state.rate == 0.0), diagnosed),
+            (jnp.sum(state.recoveries), rate[chosen], diagnosed),
         )
 
     def caveats(self, fit, model):
@@ -367,9 +369,8 @@ class VariationalInference(AbstractMethod):
     def report(self, fit, records, counts):
         count = int(counts[0])
         trace = {name: np.asarray(values)[0, :count] for name, values in records._asdict().items()}
-        _, ended, _ = fit.diagnosed
-        converged = bool(fit.finite) and bool(ended)
-        rate = float(trace["rate"][-1])
+        rate = float(fit.diagnosed[1])
+        converged = bool(fit.finite) and rate == 0.0
         if not bool(fit.finite):
             reason = "a non-finite value appeared"
         elif converged:

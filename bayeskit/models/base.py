@@ -345,11 +345,11 @@ class SupportsVariational(AbstractModel):
         """Log joint density (particles, m) of rows and particles (particles, m, q)."""
 
     @abc.abstractmethod
-    def variational_finish(self, data, parameters, settings, held_out, scores, key):
-        """The posterior of the best setting, and diagnostics for ``caveats``.
+    def variational_finish(self, data, parameters, settings, held_out, key):
+        """The posterior of the best setting, the setting's index, and diagnostics for ``caveats``.
 
-        Parameters, settings and bounds on held-out rows are stacked on axis 0; ``held_out`` are
-        the indices of those rows.
+        Parameters and settings are stacked on axis 0; ``held_out`` are the indices of the rows
+        that were held out.
         """
 
 

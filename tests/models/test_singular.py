@@ -369,6 +369,9 @@ def test_chains_sample_the_exact_latents_of_the_trained_decoder(holes, perturbed
     for site in posterior.plugged_in:
         np.testing.assert_allclose(posterior.mean[site], exact.mean[site], rtol=1e-12)
     assert posterior.convergence.max_rhat < 1.05
+    # Chains are judged by norms of the latents, which are no site of the summary.
+    assert "latent_norms" in posterior.trace["diagnostics"]["rhat"]
+    assert set(posterior.summary(["offset"])["plugged_in"]) == {True}
     variance = exact.variance["latents"]
     error = np.sqrt(variance / posterior.convergence.min_ess)
     assert np.abs((posterior.mean["latents"] - exact.mean["latents"]) / error).max() < 5

@@ -281,6 +281,33 @@ def test_the_level_chosen_is_the_smallest_that_is_best_but_for_its_error(on_circ
     assert on_circle.noise_scale > on_circle.perturbation
 
 
+def test_levels_that_broke_down_are_not_chosen_and_shrunken_noise_is_reported():
+    with double_precision():
+        model = affine_model(perturbation=(0.0, 0.1, 0.2))
+        prepared = model.prepare(simulated(rows=60))
+        data, model = prepared.data, prepared.model
+        one = model.variational_init(data, jax.random.key(0), None)
+        fits = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), one)
+        broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), fits.decoder)
+        shrunken = fits._replace(decoder=broken, log_scale=jnp.full(3, -20.0))
+        rows = jnp.arange(12)
+        found = {}
+        for name, level in (("none", 0.0), ("some", 0.3)):
+            levels = jnp.array([level, 0.1, 0.2])
+            found[name] = model.variational_finish(data, shrunken, levels, rows, jax.random.key(1))
+        found = jax.tree.map(np.asarray, found)
+    for approximation, chosen, diagnosed in found.values():
+        assert chosen != 1
+        assert approximation.densities[1] == -np.inf
+        assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(approximation))
+        assert bool(diagnosed) == (approximation.networks.level == 0)
+    # All three have the same networks: differences are within their errors, the smallest is taken.
+    assert [int(chosen) for _, chosen, _ in found.values()] == [0, 2]
+    (text,) = model.caveats(found["none"][2])
+    assert "shrunk to its smallest" in text
+    assert model.caveats(found["some"][2]) == ()
+
+
 # Data and arguments
 
 

@@ -20,7 +20,7 @@ from jax.scipy.special import logsumexp
 from bayeskit.codec import storable
 
 _START = 0.3
-_FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
+FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
 _LOG_DEVIATIONS = (-8.0, 3.0)
 _INFLATION = 1.5  # of variances of the encoder, for importance sampling
 _BLOCK = 16
@@ -104,8 +104,8 @@ def start(model, data, key) -> NetworkParameters:
 def continued(model, data, parameters, networks) -> NetworkParameters:
     """Start values at an earlier fit, whose networks stay those of its own units."""
     decoder, encoder = unpacked(model, data, networks)
-    own = networks.noise_variance - networks.level**2 - _FLOOR**2
-    log_scale = 0.5 * jnp.log(jnp.maximum(own, _FLOOR**2))
+    own = networks.noise_variance - networks.level**2 - FLOOR**2
+    log_scale = 0.5 * jnp.log(jnp.maximum(own, FLOOR**2))
     return NetworkParameters(
         decoder, encoder, log_scale if data.noise_learned else parameters.log_scale
     )
@@ -113,7 +113,7 @@ def continued(model, data, parameters, networks) -> NetworkParameters:
 
 def noise_variance_of(data, parameters, level):
     """σ², with the perturbation."""
-    own = jnp.exp(2.0 * parameters.log_scale) + _FLOOR**2
+    own = jnp.exp(2.0 * parameters.log_scale) + FLOOR**2
     return level**2 + (own if data.noise_learned else data.noise_variance)
 
 

@@ -45,6 +45,7 @@ from bayeskit.models.singular.approximation import (
 from bayeskit.validation import check_integer, check_number, check_positive
 
 _SINGULAR = 100.0  # times the rounding of the data: no noise
+_SHRUNK = 4.0  # times the smallest noise variance of networks: none either
 _LEAST_ROWS = 20
 _LEAST_TO_CHOOSE = 50
 _COMPARED_PARTICLES = 500
@@ -347,10 +348,14 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """Data without noise of their own and without perturbation have no maximum."""
         if not bool(diagnostics):
             return ()
+        what = (
+            f"the rows lie in a plane of dimension {self.latent_dim}, to rounding,"
+            if self.is_linear
+            else "the noise of the networks has shrunk to its smallest,"
+        )
         return (
-            f"the rows lie in a plane of dimension {self.latent_dim}, to rounding, and were not "
-            "perturbed: the distribution is singular, its likelihood unbounded, and the noise "
-            "variance a rounding error; give perturbation=0.1 or so",
+            f"{what} and the rows were not perturbed: the distribution is singular, its likelihood "
+            "unbounded, and the noise variance says nothing; give perturbation=0.1 or so",
         )
 
     # Messages
@@ -464,7 +469,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         parameters = deep.start(self, data, key)
         if initial is None:
             return parameters
-        source, _ = _with_sites(self, data, initial)
+        source, _ = _networks_of(data, initial)
         return deep.continued(self, data, parameters, source.networks)
 
     def variational_rows(self, data, rows, setting, key):
@@ -485,34 +490,40 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         noise = deep.noise_variance_of(data, parameters, setting)
         return deep.log_joint(self, data, parameters.decoder, noise, values, latents)
 
-    def variational_finish(self, data, parameters, settings, held_out, scores, key):
+    def variational_finish(self, data, parameters, settings, held_out, key):
         """Of several levels the smallest whose held-out density is the best but for its error."""
         noise = jax.vmap(lambda fit, level: deep.noise_variance_of(data, fit, level))(
             parameters, settings
         )
         networks = jax.vmap(deep.trained)(parameters, noise, settings)
         if settings.shape[0] == 1:
-            only = jax.tree.map(lambda leaf: leaf[0], networks)
-            return EncodedLatents(only, settings, *([jnp.zeros_like(settings)] * 2)), jnp.asarray(
-                False
-            )
+            chosen, nothing = jnp.asarray(0), jnp.zeros_like(settings)
+            compared = (nothing, nothing)
+        else:
+            chosen, *compared = self._compared(data, networks, settings, held_out, key)
+        found = jax.tree.map(lambda leaf: leaf[chosen], networks)
+        shrunk = (found.level == 0) & (found.noise_variance < _SHRUNK * deep.FLOOR**2)
+        return EncodedLatents(found, settings, *compared), chosen, shrunk & data.noise_learned
+
+    def _compared(self, data, networks, settings, held_out, key):
+        """Index of the level that is chosen, densities at one scale, errors of differences."""
         scale = deep.rate_level(data.values.shape[0], self.latent_dim)
 
-        def compared(networks):
+        def density(networks):
             own = networks.noise_variance - networks.level**2
             return deep.common_densities(
                 self, data, networks, own, held_out, scale, key, _COMPARED_PARTICLES
             )
 
-        densities = jax.lax.map(compared, networks)
+        densities = jax.lax.map(density, networks)
         mean = jnp.mean(densities, axis=1)
         mean = jnp.where(jnp.isfinite(mean), mean, -jnp.inf)
         lost = densities[jnp.argmax(mean)] - densities
         error = jnp.std(lost, axis=1) / jnp.sqrt(float(held_out.shape[0]))
-        close = jnp.max(mean) - mean <= error
+        error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+        close = jnp.isfinite(mean) & (jnp.max(mean) - mean <= error)
         chosen = jnp.argmin(jnp.where(close, settings, jnp.inf))
-        found = jax.tree.map(lambda leaf: leaf[chosen], networks)
-        return EncodedLatents(found, settings, mean, error), jnp.asarray(False)
+        return chosen, mean, error
 
 
 def _described(network):
@@ -560,6 +571,11 @@ def _with_sites(model, data, sites):
     """The posterior of latents given a decoder by site, and the data in its units."""
     if model.is_linear:
         return GivenDecoder(_standardised(data, sites)), data
+    return _networks_of(data, sites)
+
+
+def _networks_of(data, sites):
+    """The same of networks."""
     dtype = data.values.dtype
     decoder, encoder, noise, level, center, unit = (
         jnp.asarray(sites[site], dtype) for site in preparation.NETWORK_SITES
