@@ -186,11 +186,16 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     @property
     def default_method(self):
-        """Expectation maximisation of a linear decoder, variational inference of networks."""
+        """Variational inference of networks; of a linear decoder expectation maximisation.
+
+        To a smaller tolerance than its default: it is slow where values are missing.
+        """
         from bayeskit.inference.ascent import EM
         from bayeskit.inference.variational import VariationalInference
 
-        return EM() if self.is_linear else VariationalInference()
+        if self.is_linear:
+            return EM(tolerance=1e-5, max_iterations=2000)
+        return VariationalInference()
 
     @property
     def posterior_class(self):
