@@ -400,12 +400,12 @@ def test_shapes_satisfy_their_equations_after_an_isometry(name):
     sample = datasets.shape(3, name, rows=300, features=7)
     axes = sample.axes
     np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-12)
-    for rows in (sample.rows, sample.draw(4, 50)):
+    for rows in (sample.observations, sample.draw(4, 50)):
         inner = rows @ axes
         np.testing.assert_allclose(inner @ axes.T, rows, atol=1e-12)
         np.testing.assert_allclose(on_shape(name, inner), 0.0, atol=1e-12)
-    assert np.array_equal(sample.rows, datasets.shape(3, name, rows=300, features=7).rows)
-    assert not np.isclose(sample.rows[:50], sample.draw(4, 50)).all(axis=1).any()
+    assert np.array_equal(sample.observations, datasets.shape(3, name, rows=300, features=7).observations)
+    assert not np.isclose(sample.observations[:50], sample.draw(4, 50)).all(axis=1).any()
     # Where the dimension is that of the shape, small balls hold a power of their radius.
     dense = sample.draw(5, 20_000)
     distances = np.linalg.norm(dense[:40, None] - dense[None], axis=-1)
@@ -416,7 +416,7 @@ def test_shapes_satisfy_their_equations_after_an_isometry(name):
 
 def test_angles_on_the_circle_are_the_mixture_of_von_mises_distributions():
     sample = datasets.shape(0, "circle", rows=40_000, features=2)
-    cosine = (sample.rows @ sample.axes)[:, 0]
+    cosine = (sample.observations @ sample.axes)[:, 0]
     # Mean cosines of von Mises distributions are ratios of Bessel functions.
     expected = 0.7 * ratio(3.0) - 0.3 * ratio(1.0)
     assert cosine.mean() == pytest.approx(expected, abs=5 * cosine.std() / 200)
@@ -429,7 +429,7 @@ def ratio(concentration):
 def test_noise_of_shapes_is_of_the_stated_size_in_all_features():
     clean = datasets.shape(0, "moons", rows=4000, features=6)
     noisy = datasets.shape(0, "moons", rows=4000, features=6, noise=0.1)
-    difference = noisy.rows - clean.rows
+    difference = noisy.observations - clean.observations
     np.testing.assert_allclose(np.cov(difference.T), 0.01 * np.eye(6), atol=0.001)
 
 

@@ -75,7 +75,7 @@ class Shape:
 
     Attributes
     ----------
-    rows : array (n, D)
+    observations : array (n, D)
         With noise.
     name : str
     dimension : int
@@ -84,7 +84,7 @@ class Shape:
         Orthonormal columns that span the space of the shape.
     """
 
-    rows: Float[np.ndarray, "n D"] = field(repr=False)
+    observations: Float[np.ndarray, "n D"] = field(repr=False)
     name: str
     dimension: int
     axes: Float[np.ndarray, "D d"] = field(repr=False)
@@ -139,7 +139,7 @@ def shape(
     Examples
     --------
     >>> sample = shape(0, "sphere", rows=200, features=5)
-    >>> sample.rows.shape, sample.dimension
+    >>> sample.observations.shape, sample.dimension
     ((200, 5), 2)
     >>> sample.draw(1, 3).shape
     (3, 5)
