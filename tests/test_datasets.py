@@ -404,7 +404,9 @@ def test_shapes_satisfy_their_equations_after_an_isometry(name):
         inner = rows @ axes
         np.testing.assert_allclose(inner @ axes.T, rows, atol=1e-12)
         np.testing.assert_allclose(on_shape(name, inner), 0.0, atol=1e-12)
-    assert np.array_equal(sample.observations, datasets.shape(3, name, rows=300, features=7).observations)
+    assert np.array_equal(
+        sample.observations, datasets.shape(3, name, rows=300, features=7).observations
+    )
     assert not np.isclose(sample.observations[:50], sample.draw(4, 50)).all(axis=1).any()
     # Where the dimension is that of the shape, small balls hold a power of their radius.
     dense = sample.draw(5, 20_000)
