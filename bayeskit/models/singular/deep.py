@@ -23,7 +23,6 @@ _START = 0.3
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
 _LOG_DEVIATIONS = (-8.0, 3.0)
 _INFLATION = 1.5  # of variances of the encoder, for importance sampling
-_BLOCK = 16
 _COMMON_DRAWS = 16  # of noise, when settings are compared
 
 
