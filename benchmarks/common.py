@@ -351,25 +351,28 @@ def write(report: Report, name: str, folder: Path, surroundings: dict, seconds: 
         "notes": report.notes,
         "results": report.results,
     }
-    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(content, named=True), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     (folder / f"{name}.md").write_text(markdown(report, surroundings, seconds), encoding="utf-8")
 
 
-def plain(value: Any) -> Any:
-    """Only what JSON holds; a number that is not finite becomes its name."""
+def plain(value: Any, named: bool = False) -> Any:
+    """Only what JSON holds; on request a number that is not finite becomes its name.
+
+    Python's own JSON reads and writes such numbers, the standard has none.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, named) for key, item in value.items()}
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):
         return int(value)
     if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else str(float(value))
+        return str(float(value)) if named and not math.isfinite(value) else float(value)
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return plain(value.tolist(), named)
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, named) for item in value]
     if value is None or isinstance(value, str):
         return value
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")

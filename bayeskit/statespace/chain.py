@@ -133,6 +133,10 @@ def log_normaliser(
     return _filter(chain, shifts, precisions)[0]
 
 
+# Compiled functions of their own, traced once for all programs that smooth arrays of one shape.
+
+
+@jax.jit
 def _filter(chain, shifts, precisions):
     output = chain.output
     eye = jnp.eye(len(output), dtype=shifts.dtype)
@@ -203,6 +207,7 @@ def _forward(chain, shifts, precisions):
     return value, (chain, filtered)
 
 
+@jax.jit
 def _backward(saved, weight):
     chain, filtered = saved
     output = chain.output

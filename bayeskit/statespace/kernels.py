@@ -1,5 +1,6 @@
 """The one place where kernels of gpjax enter: their parameters, and chains made of them."""
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -246,6 +247,7 @@ def with_constant(form, variance):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def chain_of(form, values, constant_variances, steps) -> Chain:
     """R independent functions of one kind of kernel, each plus a constant.
 
