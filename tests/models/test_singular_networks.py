@@ -110,6 +110,21 @@ def test_other_levels_and_rates_compile_nothing(affine, rows):
     assert posterior.perturbation == pytest.approx(1.5 * affine[0].perturbation, rel=1e-12)
 
 
+def test_units_of_the_data_change_nothing_but_the_units(rows):
+    method = affine_method(max_iterations=60)
+    found = {}
+    for unit in (1.0, 1e-6, 1e6):
+        with pytest.warns(bk.ConvergenceWarning, match="max_iterations=60"):
+            found[unit] = bk.infer(affine_model(perturbation=0.2), unit * rows, method, key=1)
+    for unit in (1e-6, 1e6):
+        posterior, expected = found[unit], found[1.0]
+        assert posterior.noise_scale / unit == pytest.approx(expected.noise_scale, rel=1e-6)
+        generated = posterior.generate(0, 20) / unit
+        np.testing.assert_allclose(generated, expected.generate(0, 20), rtol=1e-6, atol=1e-6)
+        moved = posterior.log_likelihood(unit * rows[:9]).values + FEATURES * np.log(unit)
+        np.testing.assert_allclose(moved, expected.log_likelihood(rows[:9]).values, rtol=1e-6)
+
+
 def test_an_earlier_fit_is_where_training_starts(affine, rows):
     method = affine_method(max_iterations=60, learning_rate=1e-6)
     with pytest.warns(bk.ConvergenceWarning, match="max_iterations=60"):
@@ -370,6 +385,8 @@ def test_wrong_arguments_and_data_are_named():
         (deep, holes, None, r"1 missing values \(NaN\), the first at index \(3, 1\)"),
         (deep, rows[:12], None, "data has 12 rows; networks need 20"),
         (SingularDistribution(LATENTS), rows[:40], None, "40 rows; 50 are needed to choose"),
+        (SingularDistribution(1), rows[:, :1], None, "latent_dim=1 must be below .* columns.*, 1"),
+        (SingularDistribution(7), rows, None, "latent_dim=7 must be below .* columns.*, 5"),
         (wrong_encoder, rows, None, r"encoder must map .*\(5,\) to one of shape \(4,\), got"),
         (wrong_decoder, rows, None, r"decoder must map .*\(2,\) to one of shape \(5,\)"),
     ):

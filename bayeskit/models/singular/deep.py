@@ -116,6 +116,19 @@ def noise_variance_of(data, parameters, level):
     return level**2 + (own if data.noise_learned else data.noise_variance)
 
 
+def perturbed(data, key, values, level):
+    """Rows (*, D) with noise of a level, and columns with ties that it leaves with uniform noise.
+
+    Of the width of their spacing: see :mod:`bayeskit.models.singular.support`.
+    """
+    found = values + level * jax.random.normal(key, values.shape, values.dtype)
+    if data.spacing is None:
+        return found
+    width = jnp.where(level < 0.5 * data.spacing, data.spacing, 0.0)
+    key = jax.random.fold_in(key, 1)
+    return found + width * jax.random.uniform(key, values.shape, values.dtype, -0.5, 0.5)
+
+
 def encode(model, data, encoder, values):
     """Means and log standard deviations (m, q) of the latents of rows (m, D)."""
     _, (_, rest) = split(model, data.center.shape[0], values.dtype)

@@ -481,10 +481,9 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """Rows with noise: of the batch's key, or of keys of their own."""
         values = data.values[rows]
         if self.fresh:
-            return values + setting * jax.random.normal(key, values.shape, values.dtype)
+            return deep.perturbed(data, key, values, setting)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
-        noise = jax.vmap(lambda key: jax.random.normal(key, values.shape[1:], values.dtype))(keys)
-        return values + setting * noise
+        return jax.vmap(lambda key, row: deep.perturbed(data, key, row, setting))(keys, values)
 
     def variational_guide(self, data, parameters, values):
         """The encoder's moments."""
