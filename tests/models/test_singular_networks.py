@@ -2,14 +2,17 @@
 
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import bayeskit as bk
+from bayeskit.inference.checkpoint import fingerprint
 from bayeskit.inference.variational import _weights
 from bayeskit.precision import double_precision
 from bayeskit.testing.case import compilations
@@ -166,13 +169,59 @@ def test_training_goes_on_from_the_last_good_state_after_gradients_that_are_not_
     model = SingularDistribution(
         LATENTS, decoder=Fragile(plain.decoder), encoder=encoder, perturbation=0.2
     )
-    with pytest.warns(bk.ConditioningWarning, match="gradients were not finite.*learning_rate"):
+    with pytest.warns(bk.ConditioningWarning, match="gradients were not finite.*learning rate"):
         posterior = bk.infer(model, rows, affine_method(max_iterations=2000), key=0)
     objective = posterior.convergence.objective
     assert np.all(np.isfinite(objective))
     assert np.all(np.diff(objective) >= 0)
     closed = bk.infer(SingularDistribution(LATENTS, decoder="linear", perturbation=0.2), rows)
     assert posterior.noise_scale == pytest.approx(closed.noise_scale, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:VariationalInference did not converge")
+def test_steps_are_those_of_the_optimizer_that_is_given(rows, affine, tmp_path):
+    model, short = affine_model(perturbation=0.2), {"max_iterations": 60}
+
+    def weights(method):
+        return bk.infer(model, rows, method, key=0).mean["decoder_weights"]
+
+    def given(optimizer):
+        return affine_method(learning_rate=None, optimizer=optimizer, **short)
+
+    ours = weights(affine_method(**short))
+    # Of two restarts the same; the sizes of Adam's steps do not depend on those of gradients.
+    np.testing.assert_allclose(weights(given(optax.adam(1e-2))), ours, rtol=1e-9, atol=1e-12)
+    start = jax.flatten_util.ravel_pytree(model.decoder)[0]
+    with pytest.warns(bk.ConvergenceWarning):
+        posterior = bk.infer(model, rows, given(optax.sgd(1e-3)), key=0)
+    moved = np.abs(posterior.mean["decoder_weights"] - start).max()
+    # Sixty steps along gradients of norms up to ten, of which an average is kept.
+    assert 1e-4 < moved < 60 * 1e-3 * 10.0
+    assert np.abs(ours - start).max() > 2 * moved
+    posterior.save(tmp_path / "posterior.nc")
+    loaded = bk.load(tmp_path / "posterior.nc", model)
+    assert repr(loaded.method) == repr(posterior.method)
+    with pytest.raises(ValueError, match=r"does not hold its optimizer .*optax"):
+        bk.infer(model, rows, loaded.method, key=0)
+    marks = [fingerprint(method=given(o)) for o in (optax.adam(1e-2), optax.adam(1e-2))]
+    assert marks[0] == marks[1] != fingerprint(method=affine_method(**short))
+    with pytest.raises(ValueError, match="learning_rate must be None beside an optimizer"):
+        VariationalInference(learning_rate=1e-3, optimizer=optax.adam(1e-3))
+    with pytest.raises(TypeError, match=r"optimizer must be an optax\.GradientTransformation"):
+        VariationalInference(optimizer="adam")
+
+
+def test_noise_starts_where_it_is_told_to(rows):
+    method = affine_method(max_iterations=50, learning_rate=1e-12)
+    for start in (0.003, 0.5):
+        model = affine_model(perturbation=0.2, noise_start=start)
+        with pytest.warns(bk.ConvergenceWarning, match="max_iterations=50"):
+            posterior = bk.infer(model, rows, method, key=0)
+        unit = float(posterior.mean["unit"])
+        own = np.sqrt(posterior.noise_scale**2 - posterior.perturbation**2)
+        # Beside its floor of a thousandth.
+        assert own / unit == pytest.approx(np.hypot(start, 1e-3), rel=1e-6)
+        assert f"noise_start={start}" in repr(model)
 
 
 @pytest.mark.filterwarnings("ignore:MCMC did not converge")
@@ -358,6 +407,13 @@ def test_wrong_arguments_and_data_are_named():
         ({"decoder": (64, 0)}, TypeError, r"or an equinox module, got \(64, 0\)"),
         ({"encoder": "linear"}, TypeError, "encoder must be a pair of width and depth"),
         ({"decoder": "linear", "encoder": (8, 1)}, ValueError, "encoder must be None beside"),
+        ({"noise_start": 0.0}, ValueError, "noise_start must be positive"),
+        (
+            {"noise_start": 0.1, "noise_scale": 1},
+            ValueError,
+            "noise_start must be None beside noise",
+        ),
+        ({"noise_start": 0.1, "decoder": "linear"}, ValueError, "must be None beside decoder="),
         ({"perturbation": "none"}, ValueError, "perturbation must be 'auto'"),
         ({"perturbation": []}, ValueError, "perturbation has no levels"),
         ({"perturbation": [0.1, 0.1]}, ValueError, "has a level twice"),

@@ -48,6 +48,8 @@ class SingularTable(eqx.Module):
         Standard deviations of the added noise, in ``unit``: several where one is to be chosen.
     noise_variance : scalar
         Of the data themselves where it is known, in ``unit²``; NaN where it is learned.
+    noise_start : scalar
+        Standard deviation of the noise where networks start to learn it, in ``unit``.
     noise_prior : pair of scalars
         Concentration and rate of the inverse-gamma prior of the noise variance, zeros where flat.
     given : LinearDecoder, or Networks with their center and unit
@@ -67,6 +69,7 @@ class SingularTable(eqx.Module):
     count: Any
     levels: Any
     noise_variance: Any
+    noise_start: Any
     noise_prior: Any
     given: Any
     spacing: Any
@@ -151,6 +154,7 @@ def _table(model, values, missing, batch):
         jnp.asarray(observed.sum(), dtype),
         jnp.asarray(model.levels_of(values.shape[0]), dtype),
         jnp.asarray(known_noise, dtype),
+        jnp.asarray(deep.START if model.noise_start is None else model.noise_start, dtype),
         inverse_gamma(model.noise_prior, jnp.asarray(unit**2, dtype), dtype),
         _given(model, center, unit, dtype),
         None,

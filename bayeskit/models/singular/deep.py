@@ -4,8 +4,8 @@ r"""Decoders and encoders as networks.
           \sigma^2 = s^2 + \sigma_0^2, \quad q(z \mid x) = N(m(x), \mathrm{diag}\, v(x))
 
 with the perturbation :math:`s` as a floor of the noise: without it, a latent space as wide as the
-data decodes the perturbation itself. :math:`\sigma_0` starts at a third of the data's standard
-deviation, since noise that shrinks during training is a perturbation that is annealed.
+data decodes the perturbation itself. Unless stated, :math:`\sigma_0` starts at a third of the
+data's standard deviation: noise that shrinks during training is a perturbation that is annealed.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jax.scipy.special import logsumexp
 
 from bayeskit.codec import storable
 
-_START = 0.3
+START = 0.3  # of σ₀, where the user states none
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
 _LOG_DEVIATIONS = (-8.0, 3.0)
 _INFLATION = 1.5  # of variances of the encoder, for importance sampling
@@ -96,7 +96,7 @@ def start(model, data, key) -> NetworkParameters:
     """Start values of a fit."""
     dtype = data.values.dtype
     (decoder, encoder), _ = split(model, data.center.shape[0], dtype, key)
-    scale = _START if data.noise_learned else jnp.sqrt(data.noise_variance)
+    scale = data.noise_start if data.noise_learned else jnp.sqrt(data.noise_variance)
     return NetworkParameters(decoder, encoder, jnp.log(jnp.asarray(scale, dtype)))
 
 

@@ -73,6 +73,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     noise_scale : float, optional
         Standard deviation of the noise of the data themselves, in the user's units; learned by
         default.
+    noise_start : float, optional
+        Where networks start to learn the noise of the data themselves, in units of the data's
+        standard deviation as ``perturbation``; 0.3 by default. Noise that shrinks during training
+        is itself a perturbation: with a small start, the data need another.
     noise_prior : InverseGamma, ScaledByData of one, or None
         Of the variance of the noise with the perturbation, where it is learned. ``None`` is flat
         in its logarithm.
@@ -128,6 +132,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     perturbation: Any
     fresh: bool = eqx.field(static=True)
     noise_scale: Any
+    noise_start: Any
     noise_prior: Any
     estimates: Any
 
@@ -140,6 +145,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         perturbation="auto",
         fresh=True,
         noise_scale=None,
+        noise_start=None,
         noise_prior=None,
     ):
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
@@ -154,6 +160,12 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         self.noise_scale = (
             None if noise_scale is None else check_positive("noise_scale", noise_scale)
         )
+        self.noise_start = (
+            None if noise_start is None else check_positive("noise_start", noise_start)
+        )
+        if noise_start is not None and (self.is_linear or noise_scale is not None):
+            other = "decoder='linear'" if self.is_linear else f"noise_scale={noise_scale}"
+            raise ValueError(f"noise_start must be None beside {other}, got {noise_start}")
         self.noise_prior = check_prior("noise_prior", noise_prior)
         if not is_conjugate(noise_prior):
             raise ValueError(
@@ -164,7 +176,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def __repr__(self):
         networks = "" if self.is_linear else f", encoder={_described(self.encoder)}"
-        noise = "" if self.noise_scale is None else f", noise_scale={float(self.noise_scale):.6g}"
+        noise = "".join(
+            f", {name}={float(value):.6g}"
+            for name in ("noise_scale", "noise_start")
+            if (value := getattr(self, name)) is not None
+        )
         return (
             f"{type(self).__name__}({self.latent_dim}, decoder={_described(self.decoder)}"
             f"{networks}, perturbation={self.perturbation!r}, fresh={self.fresh}{noise}, "
@@ -211,7 +227,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """See :class:`~bayeskit.models.base.AbstractModel`."""
         table, labels, groups = preparation.prepare(self, data, batch)
         # All of these are in the data, in their units.
-        fields = ("perturbation", "noise_scale", "noise_prior", "estimates")
+        fields = ("perturbation", "noise_scale", "noise_start", "noise_prior", "estimates")
         prepared = eqx.tree_at(
             lambda m: tuple(getattr(m, name) for name in fields),
             self,
