@@ -19,10 +19,11 @@ from bayeskit.validation import coordinates_along
 
 _OBSERVED = "x"
 _SEEN = 0.01  # of the unit: networks do not see ties that are closer
+_ENCODER = "encoder_weights"
 LINEAR_SITES = ("loadings", "offset", "noise_variance")
 NETWORK_SITES = (
     "decoder_weights",
-    "encoder_weights",
+    _ENCODER,
     "noise_variance",
     "perturbation",
     "center",
@@ -83,8 +84,13 @@ class SingularTable(eqx.Module):
 
 
 def sites_of(model):
-    """Names of the sites that a trained decoder is made of."""
+    """Names of the sites that a trained decoder is made of, that of an encoder among them."""
     return LINEAR_SITES if model.is_linear else NETWORK_SITES
+
+
+def is_trained(model):
+    """Whether a model has a trained decoder."""
+    return set(sites_of(model)) - {_ENCODER} <= set(model.estimates or ())
 
 
 def prepare(model, data, batch):
@@ -231,25 +237,28 @@ def _given(model, center, unit, dtype):
     if model.is_linear:
         shapes = ((features, model.latent_dim), (features,), ())
     else:
-        arrays, _ = deep.split(model, features, dtype)
-        sizes = [sum(leaf.size for leaf in jax.tree.leaves(network)) for network in arrays]
-        shapes = ((sizes[0],), (sizes[1],), (), (), (features,), ())
+        sizes = deep.sizes(model, features)
+        shapes = ((sizes["decoder"],), (sizes["encoder"],), (), (), (features,), ())
     names = sites_of(model)
+    if model.estimates is not None and _ENCODER not in model.estimates:
+        # Of EM, which needs no encoder.
+        shapes = tuple(shape for name, shape in zip(names, shapes, strict=True) if name != _ENCODER)
+        names = tuple(name for name in names if name != _ENCODER)
     sites = model.estimates or {
         name: np.full(shape, np.nan) for name, shape in zip(names, shapes, strict=True)
     }
-    parts = [np.asarray(sites[name], np.float64) for name in names]
-    for name, part, shape in zip(names, parts, shapes, strict=True):
+    parts = {name: np.asarray(sites[name], np.float64) for name in names}
+    for (name, part), shape in zip(parts.items(), shapes, strict=True):
         if part.shape != shape:
             raise ValueError(
                 f"data has {features} columns; the trained model's {name} has the shape "
                 f"{part.shape}, not {shape}"
             )
     if model.is_linear:
-        loadings, offset, noise = parts
+        loadings, offset, noise = parts.values()
         found = LinearDecoder(loadings / unit, (offset - center) / unit, noise / unit**2)
     else:
-        decoder, encoder, noise, level, center, unit = parts
+        decoder, encoder, noise, level, center, unit = map(parts.get, NETWORK_SITES)
         found = (deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit)
     return jax.tree.map(lambda part: jnp.asarray(part, dtype), found)
 

@@ -36,7 +36,10 @@ class NetworkParameters(NamedTuple):
 
 @storable
 class Networks(NamedTuple):
-    """A trained model of standardised data: weights (P,) of both networks, σ² and the level s."""
+    """A trained model of standardised data: weights (P,) of both networks, σ² and the level s.
+
+    The encoder is ``None`` where none was trained.
+    """
 
     decoder: Any
     encoder: Any
@@ -92,6 +95,15 @@ def split(model, features, dtype, key=None):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arrays), rest
 
 
+def sizes(model, features) -> dict[str, int]:
+    """Numbers of weights of both networks."""
+    networks, _ = split(model, features, jnp.float32)
+    return {
+        name: sum(leaf.size for leaf in jax.tree.leaves(network))
+        for name, network in zip(("decoder", "encoder"), networks, strict=True)
+    }
+
+
 def start(model, data, key) -> NetworkParameters:
     """Start values of a fit."""
     dtype = data.values.dtype
@@ -103,6 +115,7 @@ def start(model, data, key) -> NetworkParameters:
 def continued(model, data, parameters, networks) -> NetworkParameters:
     """Start values at an earlier fit, whose networks stay those of its own units."""
     decoder, encoder = unpacked(model, data, networks)
+    encoder = parameters.encoder if encoder is None else encoder
     own = networks.noise_variance - networks.level**2 - FLOOR**2
     log_scale = 0.5 * jnp.log(jnp.maximum(own, FLOOR**2))
     return NetworkParameters(
@@ -127,6 +140,13 @@ def perturbed(data, key, values, level):
     width = jnp.where(level < 0.5 * data.spacing, data.spacing, 0.0)
     key = jax.random.fold_in(key, 1)
     return found + width * jax.random.uniform(key, values.shape, values.dtype, -0.5, 0.5)
+
+
+def noise_variance_from(data, misfit):
+    """σ² of one level that is the nearest to a mean squared residual, where it is learned."""
+    own = misfit - data.perturbation**2
+    own = jnp.maximum(own, FLOOR**2) if data.noise_learned else data.noise_variance
+    return data.perturbation**2 + own
 
 
 def encode(model, data, encoder, values):
@@ -156,17 +176,19 @@ def log_joint(model, data, decoder, noise_variance, values, latents):
     return log_normal(values, means, noise_variance) + log_normal(latents, 0.0, 1.0)
 
 
-def trained(parameters, noise_variance, level) -> Networks:
+def trained(decoder, encoder, noise_variance, level) -> Networks:
     """What a posterior keeps of a fit."""
-    decoder, encoder = (ravel_pytree(each)[0] for each in (parameters.decoder, parameters.encoder))
+    decoder, encoder = (
+        None if network is None else ravel_pytree(network)[0] for network in (decoder, encoder)
+    )
     return Networks(decoder, encoder, noise_variance, level)
 
 
 def unpacked(model, data, networks):
-    """Arrays of both networks from their weights."""
+    """Arrays of both networks from their weights, ``None`` of one that there is not."""
     arrays, _ = split(model, data.center.shape[0], data.values.dtype)
     return tuple(
-        ravel_pytree(like)[1](flat)
+        None if flat is None else ravel_pytree(like)[1](flat)
         for like, flat in zip(arrays, (networks.decoder, networks.encoder), strict=True)
     )
 
