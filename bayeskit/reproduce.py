@@ -323,7 +323,7 @@ _CIRCLE_SCORES = ("distance", "noise", "seconds")
 
 
 def _circle(seeds: int, report: Callable[[str], None]) -> list[Row]:
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "networks, plain likelihood, small start": {"perturbation": 0.0, "noise_start": 0.003},
         "networks, perturbed, small start": {"perturbation": 0.1, "noise_start": 0.003},
         "networks, perturbed, default start": {"perturbation": 0.1},

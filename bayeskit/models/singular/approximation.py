@@ -66,7 +66,7 @@ class _Decoding(AbstractApproximation):
         """The perturbation, of standardised data."""
 
     @abc.abstractmethod
-    def encoded(self, model, data, rows):
+    def encoded(self, model, data, rows) -> Any:
         """Mean and variance (rows, q) of latents of standardised rows."""
 
     @abc.abstractmethod

@@ -247,7 +247,7 @@ def _given(model, center, unit, dtype):
     sites = model.estimates or {
         name: np.full(shape, np.nan) for name, shape in zip(names, shapes, strict=True)
     }
-    parts = {name: np.asarray(sites[name], np.float64) for name in names}
+    parts: dict[str, Any] = {name: np.asarray(sites[name], np.float64) for name in names}
     for (name, part), shape in zip(parts.items(), shapes, strict=True):
         if part.shape != shape:
             raise ValueError(
@@ -258,7 +258,8 @@ def _given(model, center, unit, dtype):
         loadings, offset, noise = parts.values()
         found = LinearDecoder(loadings / unit, (offset - center) / unit, noise / unit**2)
     else:
-        decoder, encoder, noise, level, center, unit = map(parts.get, NETWORK_SITES)
+        each: Any = [parts.get(name) for name in NETWORK_SITES]
+        decoder, encoder, noise, level, center, unit = each
         found = (deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit)
     return jax.tree.map(lambda part: jnp.asarray(part, dtype), found)
 

@@ -149,7 +149,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         *,
         decoder=(64, 2),
         encoder=None,
-        perturbation="auto",
+        perturbation: Any = "auto",
         fresh=True,
         noise_scale=None,
         noise_start=None,
@@ -648,10 +648,11 @@ def _with_sites(model, data, sites):
 def _networks_of(data, sites):
     """The same of networks."""
     dtype = data.values.dtype
-    decoder, encoder, noise, level, center, unit = (
-        jnp.asarray(sites[site], dtype) if site in sites else None
-        for site in preparation.NETWORK_SITES
-    )
+    found: dict[str, Any] = {
+        site: jnp.asarray(sites[site], dtype) for site in preparation.NETWORK_SITES if site in sites
+    }
+    each: Any = [found.get(site) for site in preparation.NETWORK_SITES]
+    decoder, encoder, noise, level, center, unit = each
     networks = deep.Networks(decoder, encoder, noise / unit**2, level / unit)
     return in_trained_units(data, networks, center, unit)
 
