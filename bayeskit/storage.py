@@ -41,7 +41,7 @@ def save_tree(path, tree, fields) -> None:
     arrays: list[np.ndarray] = []
     encoded = {name: encode(value, arrays, name) for name, value in fields.items()}
     for name, description in encoded.items():
-        if name != "model" and (functions := functions_in(description)):
+        if name not in ("model", "method") and (functions := functions_in(description)):
             raise TypeError(f"{name} has functions, which cannot be stored: {', '.join(functions)}")
     structure = json.dumps({"schema": _SCHEMA, "fields": encoded})
     # A dimension of length zero is an unlimited one to NetCDF.

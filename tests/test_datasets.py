@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
+import sklearn.datasets
 
 from bayeskit import datasets
 from bayeskit.datasets import irs
@@ -19,11 +20,19 @@ def dense(dictionaries):
     return functools.reduce(np.kron, dictionaries)
 
 
-@pytest.mark.parametrize("module", ["sparse", "irs", "images", "flowers", "clusters", "shapes"])
+@pytest.mark.parametrize(
+    "module", ["sparse", "irs", "images", "flowers", "clusters", "shapes", "digits"]
+)
 def test_documented_examples_run(module):
     results = doctest.testmod(importlib.import_module(f"bayeskit.datasets.{module}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_digits_are_those_of_scikit_learn():
+    found, expected = datasets.digits(), sklearn.datasets.load_digits()
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.target)
 
 
 @pytest.mark.parametrize("complex_valued", [False, True])

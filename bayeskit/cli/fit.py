@@ -18,7 +18,13 @@ from rich.table import Table
 from bayeskit import inference
 from bayeskit.cli.console import InputError, input_checked, make_console, warnings_in_one_line
 from bayeskit.inference.driver import infer
-from bayeskit.models import FunctionalTucker, GaussianMixture, KroneckerSBL, Mode
+from bayeskit.models import (
+    FunctionalTucker,
+    GaussianMixture,
+    KroneckerSBL,
+    Mode,
+    SingularDistribution,
+)
 from bayeskit.validation import check_integer
 
 fit_app = typer.Typer(help="Fit a model to the data in a file.", no_args_is_help=True)
@@ -29,30 +35,44 @@ METHODS = {
     "mcmc": inference.MCMC,
 }
 _MIXTURE_METHODS = METHODS | {"sdp": inference.SemidefiniteProgram}
+_SINGULAR_METHODS = METHODS | {"variational": inference.VariationalInference}
 _SURE = 0.95
 _KERNELS = {"matern12": Matern12, "matern32": Matern32, "matern52": Matern52}
+
+
+# What several commands take.
+TableFile = Annotated[Path, typer.Argument(help="Table: .csv, or .parquet with pyarrow installed.")]
+OutFile = Annotated[Path, typer.Option(help="NetCDF to write the result tree to.")]
+OptionalOutFile = Annotated[
+    Path | None, typer.Option(help="NetCDF to write the result tree to; none by default.")
+]
+Seed = Annotated[int, typer.Option(help="Seed.")]
+Draws = Annotated[int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        help="NAME=VALUE for the method, e.g. max_iterations=1000, restarts=4. Repeatable.",
+    ),
+]
+
+
+def _model_options(example):
+    return typer.Option(help=f"NAME=VALUE for the model, e.g. {example}. Repeatable.")
 
 
 @fit_app.command("sbl")
 def fit_sbl(
     data: Annotated[Path, typer.Argument(help="NetCDF with y, dictionary_0, dictionary_1, ….")],
-    out: Annotated[Path, typer.Option(help="NetCDF to write the result tree to.")],
+    out: OutFile,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "em",
     noise_variance: Annotated[
         float | None, typer.Option(help="Known noise variance; learned if left out.")
     ] = None,
-    key: Annotated[int, typer.Option(help="Seed.")] = 0,
-    draws: Annotated[
-        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")
-    ] = 1000,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the method, e.g. m_step=svd, restarts=4. Repeatable."),
-    ] = None,
-    model_option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the model, e.g. coupling=[0.8,0,0.8]. Repeatable."),
-    ] = None,
+    key: Seed = 0,
+    draws: Draws = 1000,
+    option: MethodOptions = None,
+    model_option: Annotated[list[str] | None, _model_options("coupling=[0.8,0,0.8]")] = None,
 ) -> None:
     """Kronecker-structured sparse Bayesian learning of y = (H_0 ⊗ H_1 ⊗ …) x + noise.
 
@@ -139,8 +159,8 @@ def _with_status(table, posterior):
 
 @fit_app.command("tucker")
 def fit_tucker(
-    data: Annotated[Path, typer.Argument(help="Table: .csv, or .parquet with pyarrow installed.")],
-    out: Annotated[Path, typer.Option(help="NetCDF to write the result tree to.")],
+    data: TableFile,
+    out: OutFile,
     value: Annotated[str, typer.Option(help="Column of the observed values.")],
     mode: Annotated[
         list[str],
@@ -156,14 +176,9 @@ def fit_tucker(
     method: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(METHODS)}; em with a small tolerance.")
     ] = None,
-    key: Annotated[int, typer.Option(help="Seed.")] = 0,
-    draws: Annotated[
-        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")
-    ] = 200,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the method, e.g. max_iterations=1000. Repeatable."),
-    ] = None,
+    key: Seed = 0,
+    draws: Draws = 200,
+    option: MethodOptions = None,
 ) -> None:
     """Functional Tucker decomposition of a column by the columns of its indices.
 
@@ -194,23 +209,16 @@ def fit_tucker(
 
 @fit_app.command("mixture")
 def fit_mixture(
-    data: Annotated[Path, typer.Argument(help="Table: .csv, or .parquet with pyarrow installed.")],
+    data: TableFile,
     components: Annotated[int, typer.Option(help="Number of components.")],
-    out: Annotated[
-        Path | None, typer.Option(help="NetCDF to write the result tree to; none by default.")
-    ] = None,
+    out: OptionalOutFile = None,
     covariance: Annotated[str, typer.Option(help="full, diagonal, tied or spherical.")] = "full",
     method: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(_MIXTURE_METHODS)}; em by default.")
     ] = None,
-    key: Annotated[int, typer.Option(help="Seed.")] = 0,
-    draws: Annotated[
-        int, typer.Option(help="Draws of a closed-form posterior; MCMC keeps its own.")
-    ] = 1000,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the method, e.g. max_iterations=1000. Repeatable."),
-    ] = None,
+    key: Seed = 0,
+    draws: Draws = 1000,
+    option: MethodOptions = None,
 ) -> None:
     """Gaussian mixture of a table's rows: clusters, their shapes, labels with probabilities.
 
@@ -222,27 +230,94 @@ def fit_mixture(
         check_integer("--draws", draws, 1)
         if out is not None:
             _check_out(out, data)
-        table = _read_table(data)
-        numbers = table.select_dtypes("number")
-        if numbers.empty:
-            raise InputError(f"{data}: no numbers; the columns are {', '.join(table.columns)}")
+        numbers, left_out = _numbers(data)
         model = GaussianMixture(components, covariance=covariance)
         posterior: Any = infer(model, numbers, chosen, key=key, progress=sys.stderr.isatty())
         if out is not None:
             _save(posterior, out, draws)
 
-        console, left_out = make_console(), [c for c in table.columns if c not in numbers.columns]
+        console = make_console()
         console.print(_clusters(posterior, numbers.columns))
-        summary = Table(show_header=False, box=rich.box.SIMPLE)
-        if left_out:
-            summary.add_row("columns left out, no numbers", ", ".join(left_out))
-        missing = int(numbers.isna().to_numpy().sum())
-        summary.add_row("rows", f"{len(numbers)}, {missing} missing values")
+        summary = _summary_of(numbers, left_out)
         sure = posterior.responsibilities().max(axis=1) > _SURE
         summary.add_row("rows whose component is clear", f"{sure.mean():.1%} (over {_SURE:.0%})")
         console.print(_with_status(summary, posterior))
         if out is not None:
             console.print(f"wrote {out}", soft_wrap=True)
+
+
+@fit_app.command("singular")
+def fit_singular(
+    data: TableFile,
+    latent_dim: Annotated[int, typer.Option(help="Dimension of the set; below the columns'.")],
+    out: OptionalOutFile = None,
+    decoder: Annotated[
+        str, typer.Option(help="Width and depth of a network, as in 64x2, or linear.")
+    ] = "64x2",
+    perturbation: Annotated[
+        str, typer.Option(help="In units of the data's deviation: auto, 0.1, or several 0,0.1,0.2.")
+    ] = "auto",
+    method: Annotated[
+        str | None,
+        typer.Option(help="em, messages, mcmc or variational; of networks variational by default."),
+    ] = None,
+    key: Seed = 0,
+    draws: Draws = 200,
+    option: MethodOptions = None,
+    model_option: Annotated[list[str] | None, _model_options("noise_scale=0.1")] = None,
+) -> None:
+    """Distribution on or near a set of low dimension, by likelihood of perturbed rows.
+
+    Columns that are no numbers are left out, and named.
+    """
+    with input_checked(), warnings_in_one_line():
+        default = "em" if decoder == "linear" else "variational"
+        given = method is not None or option
+        chosen = _method(method or default, option, _SINGULAR_METHODS) if given else None
+        check_integer("--draws", draws, 1)
+        if out is not None:
+            _check_out(out, data)
+        settings = _settings("--model-option", model_option, SingularDistribution)
+        stated = {"latent_dim", "decoder", "perturbation"} & set(settings)
+        if stated:
+            raise InputError(f"--model-option {min(stated)}: there is an option of that name")
+        model = SingularDistribution(
+            latent_dim, decoder=_decoder(decoder), perturbation=_levels(perturbation), **settings
+        )
+        numbers, left_out = _numbers(data)
+        posterior: Any = infer(model, numbers, chosen, key=key, progress=sys.stderr.isatty())
+        if out is not None:
+            _save(posterior, out, draws)
+
+        console, summary = make_console(), _summary_of(numbers, left_out)
+        unit = float(np.sqrt(numbers.var(ddof=0).mean()))
+        level = posterior.perturbation
+        summary.add_row("perturbation", f"{level:.4g}, {level / unit:.3g} of the data's deviation")
+        summary.add_row("noise, perturbation included", f"{posterior.noise_scale:.4g}")
+        console.print(_with_status(summary, posterior))
+        if out is not None:
+            console.print(f"wrote {out}", soft_wrap=True)
+
+
+def _decoder(text):
+    """Width and depth, or ``"linear"``."""
+    found = re.fullmatch(r"([0-9]+)x([0-9]+)", text)
+    if found is None and text != "linear":
+        raise InputError(f"--decoder {text!r}: expected WIDTHxDEPTH such as 64x2, or linear")
+    return text if found is None else (int(found[1]), int(found[2]))
+
+
+def _levels(text):
+    """One number, several, or ``"auto"``."""
+    if text == "auto":
+        return text
+    try:
+        levels = [float(each) for each in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--perturbation {text!r}: expected auto, a number, or several such as 0,0.1,0.2"
+        ) from None
+    return levels[0] if len(levels) == 1 else levels
 
 
 def _clusters(posterior, columns):
@@ -258,6 +333,25 @@ def _clusters(posterior, columns):
         weight = f"{mean['weights'][k]:.3f} ± {deviation['weights'][k]:.3f}"
         table.add_row(str(k), str(count), weight, *(f"{a:.4g} ± {b:.2g}" for a, b in places))
     return table
+
+
+def _numbers(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Columns of numbers of a table, and the names of the others."""
+    table = _read_table(path)
+    numbers = table.select_dtypes("number")
+    if numbers.empty:
+        raise InputError(f"{path}: no numbers; the columns are {', '.join(table.columns)}")
+    return numbers, [name for name in table.columns if name not in numbers.columns]
+
+
+def _summary_of(numbers, left_out) -> Table:
+    """A table of what was fitted, to be continued."""
+    summary = Table(show_header=False, box=rich.box.SIMPLE)
+    if left_out:
+        summary.add_row("columns left out, no numbers", ", ".join(left_out))
+    missing = int(numbers.isna().to_numpy().sum())
+    summary.add_row("rows", f"{len(numbers)}, {missing} missing values")
+    return summary
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ the same data.
 
 from bayeskit.datasets.air import BeijingAir, beijing_air
 from bayeskit.datasets.clusters import GaussianClusters, gaussian_clusters
+from bayeskit.datasets.digits import Digits, digits
 from bayeskit.datasets.flowers import iris
 from bayeskit.datasets.images import CompressiveImage, compressive_image, mri_slice
 from bayeskit.datasets.irs import IRSChannelSounding, irs_mimo
@@ -15,12 +16,14 @@ from bayeskit.datasets.sparse import KroneckerSparse, kronecker_sparse
 __all__ = [
     "BeijingAir",
     "CompressiveImage",
+    "Digits",
     "GaussianClusters",
     "IRSChannelSounding",
     "KroneckerSparse",
     "Shape",
     "beijing_air",
     "compressive_image",
+    "digits",
     "gaussian_clusters",
     "iris",
     "irs_mimo",

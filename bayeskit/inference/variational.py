@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax.scipy.special import logsumexp
 
+from bayeskit.codec import UserFunction, storable
 from bayeskit.inference.base import AbstractMethod, Fit
 from bayeskit.models.base import SupportsVariational, best_of
 from bayeskit.validation import check_integer, check_number, check_positive
@@ -20,8 +21,12 @@ _FALL = 3.0  # by which they do
 _FALLS = 3  # times; at the next one training ends
 _MEMORY = 0.995  # of the average over steps
 _RECOVERY = 0.8  # of the rate, after a gradient that is not finite
+_LEARNING_RATE = 2e-3  # of Adam
 _CLIP = 10.0  # norm of gradients of a row's bound
 _SCORE_PARTICLES = 20
+
+for _kind in (optax.GradientTransformation, optax.GradientTransformationExtraArgs):
+    storable(_kind)
 
 
 class Training(NamedTuple):
@@ -30,7 +35,7 @@ class Training(NamedTuple):
     Attributes
     ----------
     parameters, moments, average : pytrees
-        Where training is, Adam's moments, and an average over the last hundreds of steps.
+        Where training is, the optimizer's state, and an average over the last hundreds of steps.
     rate : array
         Of the steps; zero where training has ended.
     best, score : pytree and array
@@ -70,8 +75,8 @@ class VariationalInference(AbstractMethod):
     """Amortised variational inference: decoder and encoder by stochastic gradients.
 
     Latents have Gaussian posteriors whose moments an encoder computes from a row; a network's own
-    uncertainty is not in the result. Adam's steps on random batches of rows, with smaller ones when
-    the bound on held-out rows no longer grows; of averages of the parameters over the last hundreds
+    uncertainty is not in the result. Steps on random batches of rows, with smaller ones when the
+    bound on held-out rows no longer grows; of averages of the parameters over the last hundreds
     of steps, the one with the largest such bound is kept.
 
     Parameters
@@ -84,13 +89,18 @@ class VariationalInference(AbstractMethod):
         Steps at most.
     batch_size : int
         Rows of a step.
-    learning_rate : float
-        Adam's at the start.
+    learning_rate : float, optional
+        Adam's at the start; 0.002 by default.
     tolerance : float
         Gain of the bound of a held-out row, in nats, that 600 steps must make: otherwise the rate
         falls to a third, and the fourth time training ends. ``0.0`` makes all steps.
     restarts : int
         Networks and batches at random; of each setting of the model the best bound is kept.
+    optimizer : optax.GradientTransformation, optional
+        In place of Adam with ``learning_rate``, such as ``optax.adamw(1e-3)``. Its updates are
+        taken as they are at the start, and by shares of them where steps are to be smaller.
+        Gradients that it gets are of the negative bound of a row, with norms of at most 10. Files
+        and checkpoints know it by its name alone.
 
     Raises
     ------
@@ -121,6 +131,7 @@ class VariationalInference(AbstractMethod):
     learning_rate: float
     tolerance: float
     restarts: int = eqx.field(static=True)
+    optimizer: Any = eqx.field(static=True)
 
     def __init__(
         self,
@@ -129,9 +140,10 @@ class VariationalInference(AbstractMethod):
         num_particles=10,
         max_iterations=20_000,
         batch_size=64,
-        learning_rate=2e-3,
+        learning_rate=None,
         tolerance=1e-2,
         restarts=1,
+        optimizer=None,
     ):
         if objective not in _OBJECTIVES:
             raise ValueError(f"objective must be one of {list(_OBJECTIVES)}, got {objective!r}")
@@ -139,7 +151,20 @@ class VariationalInference(AbstractMethod):
         self.num_particles = check_integer("num_particles", num_particles, 1)
         self.max_iterations = check_integer("max_iterations", max_iterations, 1)
         self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.learning_rate = check_positive("learning_rate", learning_rate)
+        if optimizer is not None:
+            if not isinstance(optimizer, optax.GradientTransformation):
+                raise TypeError(
+                    "optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), "
+                    f"got {optimizer!r}"
+                )
+            if learning_rate is not None:
+                raise ValueError(
+                    "learning_rate must be None beside an optimizer, which has its own, got "
+                    f"{learning_rate}"
+                )
+        self.optimizer = optimizer
+        rate = _LEARNING_RATE if learning_rate is None else learning_rate
+        self.learning_rate = check_positive("learning_rate", rate)
         self.tolerance = check_number("tolerance", tolerance, 0.0)
         self.restarts = check_integer("restarts", restarts, 1)
 
@@ -172,7 +197,7 @@ class VariationalInference(AbstractMethod):
         return jax.lax.map(function, lanes)
 
     def settings(self):
-        return {
+        settings = {
             "objective": self.objective,
             "num_particles": self.num_particles,
             "max_iterations": int(self.max_iterations),
@@ -181,8 +206,24 @@ class VariationalInference(AbstractMethod):
             "tolerance": float(self.tolerance),
             "restarts": self.restarts,
         }
+        if self.optimizer is not None:
+            del settings["learning_rate"]
+            settings["optimizer"] = _name_of(self.optimizer.update)
+        return settings
+
+    @property
+    def _transformation(self):
+        """What turns gradients into steps of rate one, and the rate at the start."""
+        if self.optimizer is not None:
+            return self.optimizer, 1.0
+        return optax.chain(optax.scale_by_adam(), optax.scale(-1.0)), self.learning_rate
 
     def check(self, model):
+        if self.optimizer is not None and isinstance(self.optimizer.update, UserFunction):
+            raise ValueError(
+                "method was read from a file, which does not hold its optimizer "
+                f"({_name_of(self.optimizer.update)}): state the method anew"
+            )
         model.check_variational(self)
 
     def check_data(self, model, data):
@@ -220,11 +261,12 @@ class VariationalInference(AbstractMethod):
         shape = (self.restarts, count)
         dtype = jax.tree.leaves(parameters)[0].dtype
         score = self._look(model, data, parameters, settings, order, for_steps)
+        optimizer, rate = self._transformation
         return Training(
             parameters,
-            jax.vmap(jax.vmap(optax.scale_by_adam().init))(parameters),
+            jax.vmap(jax.vmap(optimizer.init))(parameters),
             parameters,
-            jnp.full(shape, self.learning_rate, dtype),
+            jnp.full(shape, rate, dtype),
             parameters,
             score,
             score,
@@ -285,14 +327,14 @@ class VariationalInference(AbstractMethod):
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm)
         scale = -jnp.minimum(1.0, _CLIP / jnp.maximum(norm, _CLIP))
-        adam = optax.scale_by_adam()
+        optimizer, _ = self._transformation
         clipped = jax.tree.map(lambda leaf: scale * leaf, gradient)
-        direction, updated = adam.update(clipped, moments)
-        moved = jax.tree.map(lambda p, d: p - rate * d, parameters, direction)
+        direction, updated = optimizer.update(clipped, moments, parameters)
+        moved = jax.tree.map(lambda p, d: p + rate * d, parameters, direction)
         mixed = jax.tree.map(lambda a, p: _MEMORY * a + (1.0 - _MEMORY) * p, average, moved)
         return (
             optax.tree.where(finite, moved, best),
-            optax.tree.where(finite, updated, adam.init(best)),
+            optax.tree.where(finite, updated, optimizer.init(best)),
             optax.tree.where(finite, mixed, best),
             jnp.where(finite, rate, _RECOVERY * rate),
             recoveries + jnp.where(finite, 0, 1),
@@ -315,11 +357,12 @@ class VariationalInference(AbstractMethod):
         mark = jnp.where(gained, score, state.mark)
         stalled = jnp.where(gained, 0, state.stalled + 1)
         falls = stalled >= _PATIENCE
-        smallest = self.learning_rate / _FALL**_FALLS
+        optimizer, largest = self._transformation
+        smallest = largest / _FALL**_FALLS
         ended = falls & (state.rate < 1.5 * smallest) & (self.tolerance > 0)
         smaller = jnp.minimum(state.rate, jnp.maximum(state.rate / _FALL, smallest))
         rate = jnp.where(ended, 0.0, jnp.where(falls, smaller, state.rate))
-        fresh = jax.vmap(jax.vmap(optax.scale_by_adam().init))(best)
+        fresh = jax.vmap(jax.vmap(optimizer.init))(best)
         return state._replace(
             parameters=_where(falls, best, state.parameters),
             average=_where(falls, best, state.average),
@@ -362,7 +405,7 @@ class VariationalInference(AbstractMethod):
         if recoveries > 0:
             found += (
                 f"{int(recoveries)} gradients were not finite: training went on from the best "
-                "parameters with smaller steps each time; lower learning_rate",
+                "parameters with smaller steps each time; lower the learning rate",
             )
         return found
 
@@ -387,6 +430,13 @@ class VariationalInference(AbstractMethod):
             "reason": reason,
         }
         return fields, {"optimization": trace}
+
+
+def _name_of(function):
+    """Also of one that stands for another in a file."""
+    if isinstance(function, UserFunction):
+        return function.name
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _where(chosen, new, old):

@@ -2,14 +2,17 @@
 
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import bayeskit as bk
+from bayeskit.inference.checkpoint import fingerprint
 from bayeskit.inference.variational import _weights
 from bayeskit.precision import double_precision
 from bayeskit.testing.case import compilations
@@ -110,6 +113,21 @@ def test_other_levels_and_rates_compile_nothing(affine, rows):
     assert posterior.perturbation == pytest.approx(1.5 * affine[0].perturbation, rel=1e-12)
 
 
+def test_units_of_the_data_change_nothing_but_the_units(rows):
+    method = affine_method(max_iterations=60)
+    found = {}
+    for unit in (1.0, 1e-6, 1e6):
+        with pytest.warns(bk.ConvergenceWarning, match="max_iterations=60"):
+            found[unit] = bk.infer(affine_model(perturbation=0.2), unit * rows, method, key=1)
+    for unit in (1e-6, 1e6):
+        posterior, expected = found[unit], found[1.0]
+        assert posterior.noise_scale / unit == pytest.approx(expected.noise_scale, rel=1e-6)
+        generated = posterior.generate(0, 20) / unit
+        np.testing.assert_allclose(generated, expected.generate(0, 20), rtol=1e-6, atol=1e-6)
+        moved = posterior.log_likelihood(unit * rows[:9]).values + FEATURES * np.log(unit)
+        np.testing.assert_allclose(moved, expected.log_likelihood(rows[:9]).values, rtol=1e-6)
+
+
 def test_an_earlier_fit_is_where_training_starts(affine, rows):
     method = affine_method(max_iterations=60, learning_rate=1e-6)
     with pytest.warns(bk.ConvergenceWarning, match="max_iterations=60"):
@@ -151,13 +169,59 @@ def test_training_goes_on_from_the_last_good_state_after_gradients_that_are_not_
     model = SingularDistribution(
         LATENTS, decoder=Fragile(plain.decoder), encoder=encoder, perturbation=0.2
     )
-    with pytest.warns(bk.ConditioningWarning, match="gradients were not finite.*learning_rate"):
+    with pytest.warns(bk.ConditioningWarning, match="gradients were not finite.*learning rate"):
         posterior = bk.infer(model, rows, affine_method(max_iterations=2000), key=0)
     objective = posterior.convergence.objective
     assert np.all(np.isfinite(objective))
     assert np.all(np.diff(objective) >= 0)
     closed = bk.infer(SingularDistribution(LATENTS, decoder="linear", perturbation=0.2), rows)
     assert posterior.noise_scale == pytest.approx(closed.noise_scale, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:VariationalInference did not converge")
+def test_steps_are_those_of_the_optimizer_that_is_given(rows, affine, tmp_path):
+    model, short = affine_model(perturbation=0.2), {"max_iterations": 60}
+
+    def weights(method):
+        return bk.infer(model, rows, method, key=0).mean["decoder_weights"]
+
+    def given(optimizer):
+        return affine_method(learning_rate=None, optimizer=optimizer, **short)
+
+    ours = weights(affine_method(**short))
+    # Of two restarts the same; the sizes of Adam's steps do not depend on those of gradients.
+    np.testing.assert_allclose(weights(given(optax.adam(1e-2))), ours, rtol=1e-9, atol=1e-12)
+    start = jax.flatten_util.ravel_pytree(model.decoder)[0]
+    with pytest.warns(bk.ConvergenceWarning):
+        posterior = bk.infer(model, rows, given(optax.sgd(1e-3)), key=0)
+    moved = np.abs(posterior.mean["decoder_weights"] - start).max()
+    # Sixty steps along gradients of norms up to ten, of which an average is kept.
+    assert 1e-4 < moved < 60 * 1e-3 * 10.0
+    assert np.abs(ours - start).max() > 2 * moved
+    posterior.save(tmp_path / "posterior.nc")
+    loaded = bk.load(tmp_path / "posterior.nc", model)
+    assert repr(loaded.method) == repr(posterior.method)
+    with pytest.raises(ValueError, match=r"does not hold its optimizer .*optax"):
+        bk.infer(model, rows, loaded.method, key=0)
+    marks = [fingerprint(method=given(o)) for o in (optax.adam(1e-2), optax.adam(1e-2))]
+    assert marks[0] == marks[1] != fingerprint(method=affine_method(**short))
+    with pytest.raises(ValueError, match="learning_rate must be None beside an optimizer"):
+        VariationalInference(learning_rate=1e-3, optimizer=optax.adam(1e-3))
+    with pytest.raises(TypeError, match=r"optimizer must be an optax\.GradientTransformation"):
+        VariationalInference(optimizer="adam")
+
+
+def test_noise_starts_where_it_is_told_to(rows):
+    method = affine_method(max_iterations=50, learning_rate=1e-12)
+    for start in (0.003, 0.5):
+        model = affine_model(perturbation=0.2, noise_start=start)
+        with pytest.warns(bk.ConvergenceWarning, match="max_iterations=50"):
+            posterior = bk.infer(model, rows, method, key=0)
+        unit = float(posterior.mean["unit"])
+        own = np.sqrt(posterior.noise_scale**2 - posterior.perturbation**2)
+        # Beside its floor of a thousandth.
+        assert own / unit == pytest.approx(np.hypot(start, 1e-3), rel=1e-6)
+        assert f"noise_start={start}" in repr(model)
 
 
 @pytest.mark.filterwarnings("ignore:MCMC did not converge")
@@ -343,6 +407,13 @@ def test_wrong_arguments_and_data_are_named():
         ({"decoder": (64, 0)}, TypeError, r"or an equinox module, got \(64, 0\)"),
         ({"encoder": "linear"}, TypeError, "encoder must be a pair of width and depth"),
         ({"decoder": "linear", "encoder": (8, 1)}, ValueError, "encoder must be None beside"),
+        ({"noise_start": 0.0}, ValueError, "noise_start must be positive"),
+        (
+            {"noise_start": 0.1, "noise_scale": 1},
+            ValueError,
+            "noise_start must be None beside noise",
+        ),
+        ({"noise_start": 0.1, "decoder": "linear"}, ValueError, "must be None beside decoder="),
         ({"perturbation": "none"}, ValueError, "perturbation must be 'auto'"),
         ({"perturbation": []}, ValueError, "perturbation has no levels"),
         ({"perturbation": [0.1, 0.1]}, ValueError, "has a level twice"),
@@ -363,13 +434,14 @@ def test_wrong_arguments_and_data_are_named():
         LATENTS, perturbation=0.1, decoder=eqx.nn.Linear(3, FEATURES, key=jax.random.key(0))
     )
     for model, data, method, message in (
-        (deep, rows, EM(), r"needs decoder='linear', got \(64, 2\).*VariationalInference\(\)"),
         (deep, rows, bk.inference.MessagePassing(), "MessagePassing.*needs decoder='linear'"),
         (plane, rows, EM(), "2 levels, which give the same linear decoder"),
         (plane, rows, VariationalInference(), "decoder='linear' has closed forms"),
         (deep, holes, None, r"1 missing values \(NaN\), the first at index \(3, 1\)"),
         (deep, rows[:12], None, "data has 12 rows; networks need 20"),
         (SingularDistribution(LATENTS), rows[:40], None, "40 rows; 50 are needed to choose"),
+        (SingularDistribution(1), rows[:, :1], None, "latent_dim=1 must be below .* columns.*, 1"),
+        (SingularDistribution(7), rows, None, "latent_dim=7 must be below .* columns.*, 5"),
         (wrong_encoder, rows, None, r"encoder must map .*\(5,\) to one of shape \(4,\), got"),
         (wrong_decoder, rows, None, r"decoder must map .*\(2,\) to one of shape \(5,\)"),
     ):

@@ -13,7 +13,7 @@ from jax.scipy.special import logsumexp
 
 from bayeskit.linalg import safe
 from bayeskit.models.priors import inverse_gamma_moments
-from bayeskit.models.singular import deep, linear, messages
+from bayeskit.models.singular import deep, grid, linear, messages
 from bayeskit.models.tables import log_units
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
@@ -66,7 +66,7 @@ class _Decoding(AbstractApproximation):
         """The perturbation, of standardised data."""
 
     @abc.abstractmethod
-    def encoded(self, model, data, rows):
+    def encoded(self, model, data, rows) -> Any:
         """Mean and variance (rows, q) of latents of standardised rows."""
 
     @abc.abstractmethod
@@ -303,7 +303,63 @@ def _averaged(affine, latents, values, observed, particles=_WEIGHTS):
     return logsumexp(likelihood + prior - proposal) - jnp.log(float(particles))
 
 
-class EncodedLatents(_Decoding):
+class _Trained(_Decoding):
+    """What all distributions of latents given networks have in common."""
+
+    networks: eqx.AbstractVar[deep.Networks]
+
+    @abc.abstractmethod
+    def drawn(self, key, model, data, rows):
+        """One draw of the latents of standardised rows; the data's where there are none."""
+
+    def noise(self, model, data):
+        return self.networks.noise_variance
+
+    def level(self, data):
+        return self.networks.level
+
+    def own_noise(self, data):
+        """Noise variance of the data themselves, of standardised data."""
+        return self.networks.noise_variance - self.networks.level**2
+
+    def decoded(self, model, data, latents):
+        """Standardised rows (*, D) of latents (*, q)."""
+        decoder, _ = deep.unpacked(model, data, self.networks)
+        return deep.decode(model, data, decoder, latents)
+
+    def latent(self, key, model, data):
+        """One latent (q,) of the distribution."""
+        return jax.random.normal(key, (model.latent_dim,), data.values.dtype)
+
+    def generated(self, key, model, data, observation_noise):
+        for_latent, for_noise = jax.random.split(key)
+        row = self.decoded(model, data, self.latent(for_latent, model, data))
+        if observation_noise:
+            row = row + jnp.sqrt(self.own_noise(data)) * jax.random.normal(
+                for_noise, row.shape, row.dtype
+            )
+        return row
+
+    def moments(self, model, data):
+        mean, variance = self.encoded(model, data, None)
+        sites = self.plugged_in(model, data)
+        return (
+            {"latents": mean, **sites},
+            {"latents": variance, **jax.tree.map(jnp.zeros_like, sites)},
+        )
+
+    def sample(self, key, model, data):
+        return {"latents": self.drawn(key, model, data, None)}
+
+    def plugged_in(self, model, data):
+        return network_sites(self.networks, data)
+
+    def log_predictive(self, model, data):
+        density, _ = row_densities(self, model, data, None)
+        return density, density
+
+
+class EncodedLatents(_Trained):
     """Independent Gaussian latents from an encoder, networks given.
 
     Attributes
@@ -319,56 +375,15 @@ class EncodedLatents(_Decoding):
     densities: Any
     errors: Any
 
-    def noise(self, model, data):
-        return self.networks.noise_variance
-
-    def level(self, data):
-        return self.networks.level
-
-    def own_noise(self, data):
-        """Noise variance of the data themselves, of standardised data."""
-        return self.networks.noise_variance - self.networks.level**2
-
     def encoded(self, model, data, rows):
         values = data.values if rows is None else rows[0]
         _, encoder = deep.unpacked(model, data, self.networks)
         mean, log_deviation = deep.encode(model, data, encoder, values)
         return mean, jnp.exp(2.0 * log_deviation)
 
-    def decoded(self, model, data, latents):
-        """Standardised rows (*, D) of latents (*, q)."""
-        decoder, _ = deep.unpacked(model, data, self.networks)
-        return deep.decode(model, data, decoder, latents)
-
-    def generated(self, key, model, data, observation_noise):
-        for_latent, for_noise = jax.random.split(key)
-        dtype = data.values.dtype
-        latent = jax.random.normal(for_latent, (model.latent_dim,), dtype)
-        row = self.decoded(model, data, latent)
-        if observation_noise:
-            row = row + jnp.sqrt(self.own_noise(data)) * jax.random.normal(
-                for_noise, row.shape, dtype
-            )
-        return row
-
-    def moments(self, model, data):
-        mean, variance = self.encoded(model, data, None)
-        sites = self.plugged_in(model, data)
-        return (
-            {"latents": mean, **sites},
-            {"latents": variance, **jax.tree.map(jnp.zeros_like, sites)},
-        )
-
-    def sample(self, key, model, data):
-        return {"latents": self.drawn(key, model, data, None)}
-
     def drawn(self, key, model, data, rows):
-        """One draw of the latents of standardised rows."""
         mean, variance = self.encoded(model, data, rows)
         return mean + jnp.sqrt(variance) * jax.random.normal(key, mean.shape, mean.dtype)
-
-    def plugged_in(self, model, data):
-        return network_sites(self.networks, data)
 
     def predict(self, inputs, include_noise, model, data):
         rows = None if inputs is None else inputs.standardised(data)
@@ -397,14 +412,62 @@ class EncodedLatents(_Decoding):
         weights = map_in_blocks(one, (keys, values), _ROW_BLOCK)
         return logsumexp(weights, axis=1) - jnp.log(float(particles)), weights
 
-    def log_predictive(self, model, data):
-        density, _ = row_densities(self, model, data, None)
-        return density, density
+
+class GridLatents(_Trained):
+    """Latents on a grid with their exact probabilities, decoder given."""
+
+    networks: deep.Networks
+
+    def _grid(self, model, data, rows):
+        """Nodes (M, q), and log joint densities (n, M) of rows and them."""
+        values = data.values if rows is None else rows[0]
+        nodes = grid.nodes(model.latent_dim, values.dtype)
+        decoded = self.decoded(model, data, nodes)
+        return nodes, grid.log_joint(decoded, self.networks.noise_variance, values)
+
+    def latent(self, key, model, data):
+        return grid.clipped(super().latent(key, model, data))
+
+    def encoded(self, model, data, rows):
+        _, joint = self._grid(model, data, rows)
+        return _moments_of(joint, *grid.cells(model.latent_dim, joint.dtype))
+
+    def drawn(self, key, model, data, rows):
+        nodes, joint = self._grid(model, data, rows)
+        for_cells, for_places = jax.random.split(key)
+        # One number a row, where categorical draws take one a node.
+        uniform = jax.random.uniform(for_cells, (joint.shape[0], 1), joint.dtype)
+        below = jnp.cumsum(jax.nn.softmax(joint, axis=1), axis=1) < uniform
+        chosen = jnp.minimum(jnp.sum(below, axis=1), nodes.shape[0] - 1)
+        return grid.drawn(for_places, chosen, model.latent_dim, joint.dtype)
+
+    def predict(self, inputs, include_noise, model, data):
+        rows = None if inputs is None else inputs.standardised(data)
+        _, joint = self._grid(model, data, rows)
+        found = self.decoded(model, data, grid.within_cells(model.latent_dim, joint.dtype))
+        mean, variance = _moments_of(joint, jnp.mean(found, axis=1), jnp.var(found, axis=1))
+        if include_noise:
+            variance = variance + self.own_noise(data)
+        return data.center + data.unit * mean, data.unit**2 * variance
+
+    def row_densities(self, model, data, values, observed, particles):
+        _, joint = self._grid(model, data, (values, observed))
+        return logsumexp(joint, axis=1), None
+
+
+def _moments_of(joint, means, variances):
+    """Means and variances (n, d) of mixtures of cells (M, d), by log joint densities (n, M)."""
+    shares = jax.nn.softmax(joint, axis=1)
+    mean = shares @ means
+    # About the mean of all cells: squares of what is far from zero cancel.
+    center = jnp.mean(means, axis=0)
+    between = shares @ (means - center) ** 2 - (mean - center) ** 2
+    return mean, jnp.maximum(between, 0.0) + shares @ variances
 
 
 def network_sites(networks, data):
     """Sites of networks in the user's units."""
-    return {
+    sites = {
         "noise_variance": data.unit**2 * networks.noise_variance,
         "perturbation": data.unit * networks.level,
         "decoder_weights": networks.decoder,
@@ -412,6 +475,7 @@ def network_sites(networks, data):
         "center": data.center,
         "unit": data.unit,
     }
+    return {name: value for name, value in sites.items() if value is not None}
 
 
 def given(model, data):
@@ -423,9 +487,11 @@ def given(model, data):
 
 def in_trained_units(data, networks, center, unit):
     """Networks as a posterior, and the data in the units that they were trained in."""
-    levels = networks.level[None]
     moved = (data.unit * data.values + data.center - center) / unit
     view = eqx.tree_at(lambda d: (d.values, d.center, d.unit), data, (moved, center, unit))
+    if networks.encoder is None:
+        return GridLatents(networks), view
+    levels = networks.level[None]
     return EncodedLatents(networks, levels, jnp.zeros_like(levels), jnp.zeros_like(levels)), view
 
 

@@ -1,24 +1,29 @@
 """From tables to what the computations use: checks, one unit for all columns, known decoders."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
+from bayeskit.errors import ConditioningWarning
 from bayeskit.models import tables
 from bayeskit.models.priors import inverse_gamma
-from bayeskit.models.singular import deep
+from bayeskit.models.singular import deep, support
 from bayeskit.models.singular.linear import LinearDecoder
 from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along
 
 _OBSERVED = "x"
+_SEEN = 0.01  # of the unit: networks do not see ties that are closer
+_ENCODER = "encoder_weights"
 LINEAR_SITES = ("loadings", "offset", "noise_variance")
 NETWORK_SITES = (
     "decoder_weights",
-    "encoder_weights",
+    _ENCODER,
     "noise_variance",
     "perturbation",
     "center",
@@ -44,10 +49,15 @@ class SingularTable(eqx.Module):
         Standard deviations of the added noise, in ``unit``: several where one is to be chosen.
     noise_variance : scalar
         Of the data themselves where it is known, in ``unit²``; NaN where it is learned.
+    noise_start : scalar
+        Standard deviation of the noise where networks start to learn it, in ``unit``.
     noise_prior : pair of scalars
         Concentration and rate of the inverse-gamma prior of the noise variance, zeros where flat.
     given : LinearDecoder, or Networks with their center and unit
         What an earlier fit found, linear decoders in these units; NaN where there was none.
+    spacing : array (D,) or None
+        Of columns with multiples of one number, in ``unit``, and zero of others; ``None`` where
+        all are zero.
     noise_learned : bool
     proper : bool
         Whether nothing has a flat prior.
@@ -60,8 +70,10 @@ class SingularTable(eqx.Module):
     count: Any
     levels: Any
     noise_variance: Any
+    noise_start: Any
     noise_prior: Any
     given: Any
+    spacing: Any
     noise_learned: bool = eqx.field(static=True)
     proper: bool = eqx.field(static=True)
 
@@ -72,8 +84,13 @@ class SingularTable(eqx.Module):
 
 
 def sites_of(model):
-    """Names of the sites that a trained decoder is made of."""
+    """Names of the sites that a trained decoder is made of, that of an encoder among them."""
     return LINEAR_SITES if model.is_linear else NETWORK_SITES
+
+
+def is_trained(model):
+    """Whether a model has a trained decoder."""
+    return set(sites_of(model)) - {_ENCODER} <= set(model.estimates or ())
 
 
 def prepare(model, data, batch):
@@ -107,6 +124,10 @@ def prepare(model, data, batch):
             )
         deep.check_shapes(model, features)
     made = [_table(model, item, missing, batch) for item in items]
+    if not model.is_linear:
+        made = _with_ties(data, made, items)
+        if not batch:
+            _check_connected(made[0])
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
     return table, _labels(model, data, values, batch), _groups(data, values, batch)
 
@@ -139,11 +160,75 @@ def _table(model, values, missing, batch):
         jnp.asarray(observed.sum(), dtype),
         jnp.asarray(model.levels_of(values.shape[0]), dtype),
         jnp.asarray(known_noise, dtype),
+        jnp.asarray(deep.START if model.noise_start is None else model.noise_start, dtype),
         inverse_gamma(model.noise_prior, jnp.asarray(unit**2, dtype), dtype),
         _given(model, center, unit, dtype),
+        None,
         model.noise_scale is None,
         model.noise_scale is not None or model.noise_prior is not None,
     )
+
+
+def _with_ties(data, made, items):
+    """Tables with the spacings of columns of few values, and a warning of those."""
+    found = np.array([[support.ties(column) for column in item.T] for item in items])
+    tied, spacings = found[..., 0] > 0, found[..., 1]
+    spacings = spacings / np.array([[float(table.unit)] for table in made])
+    smallest = np.array([[float(table.levels.min())] for table in made])
+    undone = tied & (spacings == 0.0) & (smallest < _SEEN)
+    if undone.any():
+        _warn_of_columns(
+            data,
+            undone,
+            "most values occur again, and are no multiples of one number: the density is unbounded "
+            f"there; give a perturbation of {_SEEN} or more",
+        )
+    # Perturbed by half of a spacing, the density ripples by 2 exp(-π² / 2), under 1.5 %.
+    wide = 0.5 * spacings > np.maximum(smallest, _SEEN)
+    if not wide.any():
+        return made
+    _warn_of_columns(
+        data,
+        wide,
+        "values are multiples of one number: uniform noise of that width is added to them wherever "
+        "the perturbation is smaller than half of it",
+    )
+    return [
+        eqx.tree_at(
+            lambda t: t.spacing,
+            table,
+            jnp.asarray(row, table.values.dtype),
+            is_leaf=lambda leaf: leaf is None,
+        )
+        for table, row in zip(made, np.where(wide, spacings, 0.0), strict=True)
+    ]
+
+
+def _warn_of_columns(data, chosen, what):
+    """Of columns that are chosen in any item (batch, D)."""
+    columns = np.flatnonzero(chosen.any(axis=0))
+    names = [data.columns[j] for j in columns] if isinstance(data, pd.DataFrame) else list(columns)
+    # The first of them: images have many columns.
+    shown = ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")
+    _warn(f"data has {len(names)} columns ({shown}) with ties: {what}")
+
+
+def _check_connected(table):
+    """Warn of a support with gaps."""
+    values = np.asarray(table.values, np.float64)
+    if table.spacing is not None:
+        width = np.asarray(table.spacing, np.float64)
+        values = values + width * np.random.default_rng(0).uniform(-0.5, 0.5, values.shape)
+    parts = support.num_parts(values)
+    if parts > 1:
+        _warn(
+            f"data has {parts} parts that are not connected: a continuous decoder draws bridges "
+            "between them; fit a decoder to each, or give a decoder that jumps"
+        )
+
+
+def _warn(message):
+    warnings.warn(message, ConditioningWarning, stacklevel=6)
 
 
 def _given(model, center, unit, dtype):
@@ -152,25 +237,29 @@ def _given(model, center, unit, dtype):
     if model.is_linear:
         shapes = ((features, model.latent_dim), (features,), ())
     else:
-        arrays, _ = deep.split(model, features, dtype)
-        sizes = [sum(leaf.size for leaf in jax.tree.leaves(network)) for network in arrays]
-        shapes = ((sizes[0],), (sizes[1],), (), (), (features,), ())
+        sizes = deep.sizes(model, features)
+        shapes = ((sizes["decoder"],), (sizes["encoder"],), (), (), (features,), ())
     names = sites_of(model)
+    if model.estimates is not None and _ENCODER not in model.estimates:
+        # Of EM, which needs no encoder.
+        shapes = tuple(shape for name, shape in zip(names, shapes, strict=True) if name != _ENCODER)
+        names = tuple(name for name in names if name != _ENCODER)
     sites = model.estimates or {
         name: np.full(shape, np.nan) for name, shape in zip(names, shapes, strict=True)
     }
-    parts = [np.asarray(sites[name], np.float64) for name in names]
-    for name, part, shape in zip(names, parts, shapes, strict=True):
+    parts: dict[str, Any] = {name: np.asarray(sites[name], np.float64) for name in names}
+    for (name, part), shape in zip(parts.items(), shapes, strict=True):
         if part.shape != shape:
             raise ValueError(
                 f"data has {features} columns; the trained model's {name} has the shape "
                 f"{part.shape}, not {shape}"
             )
     if model.is_linear:
-        loadings, offset, noise = parts
+        loadings, offset, noise = parts.values()
         found = LinearDecoder(loadings / unit, (offset - center) / unit, noise / unit**2)
     else:
-        decoder, encoder, noise, level, center, unit = parts
+        each: Any = [parts.get(name) for name in NETWORK_SITES]
+        decoder, encoder, noise, level, center, unit = each
         found = (deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit)
     return jax.tree.map(lambda part: jnp.asarray(part, dtype), found)
 

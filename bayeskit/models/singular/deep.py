@@ -4,8 +4,8 @@ r"""Decoders and encoders as networks.
           \sigma^2 = s^2 + \sigma_0^2, \quad q(z \mid x) = N(m(x), \mathrm{diag}\, v(x))
 
 with the perturbation :math:`s` as a floor of the noise: without it, a latent space as wide as the
-data decodes the perturbation itself. :math:`\sigma_0` starts at a third of the data's standard
-deviation, since noise that shrinks during training is a perturbation that is annealed.
+data decodes the perturbation itself. Unless stated, :math:`\sigma_0` starts at a third of the
+data's standard deviation: noise that shrinks during training is a perturbation that is annealed.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jax.scipy.special import logsumexp
 
 from bayeskit.codec import storable
 
-_START = 0.3
+START = 0.3  # of σ₀, where the user states none
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
 _LOG_DEVIATIONS = (-8.0, 3.0)
 _INFLATION = 1.5  # of variances of the encoder, for importance sampling
@@ -36,7 +36,10 @@ class NetworkParameters(NamedTuple):
 
 @storable
 class Networks(NamedTuple):
-    """A trained model of standardised data: weights (P,) of both networks, σ² and the level s."""
+    """A trained model of standardised data: weights (P,) of both networks, σ² and the level s.
+
+    The encoder is ``None`` where none was trained.
+    """
 
     decoder: Any
     encoder: Any
@@ -92,17 +95,27 @@ def split(model, features, dtype, key=None):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arrays), rest
 
 
+def sizes(model, features) -> dict[str, int]:
+    """Numbers of weights of both networks."""
+    networks, _ = split(model, features, jnp.float32)
+    return {
+        name: sum(leaf.size for leaf in jax.tree.leaves(network))
+        for name, network in zip(("decoder", "encoder"), networks, strict=True)
+    }
+
+
 def start(model, data, key) -> NetworkParameters:
     """Start values of a fit."""
     dtype = data.values.dtype
     (decoder, encoder), _ = split(model, data.center.shape[0], dtype, key)
-    scale = _START if data.noise_learned else jnp.sqrt(data.noise_variance)
+    scale = data.noise_start if data.noise_learned else jnp.sqrt(data.noise_variance)
     return NetworkParameters(decoder, encoder, jnp.log(jnp.asarray(scale, dtype)))
 
 
 def continued(model, data, parameters, networks) -> NetworkParameters:
     """Start values at an earlier fit, whose networks stay those of its own units."""
     decoder, encoder = unpacked(model, data, networks)
+    encoder = parameters.encoder if encoder is None else encoder
     own = networks.noise_variance - networks.level**2 - FLOOR**2
     log_scale = 0.5 * jnp.log(jnp.maximum(own, FLOOR**2))
     return NetworkParameters(
@@ -114,6 +127,26 @@ def noise_variance_of(data, parameters, level):
     """σ², with the perturbation."""
     own = jnp.exp(2.0 * parameters.log_scale) + FLOOR**2
     return level**2 + (own if data.noise_learned else data.noise_variance)
+
+
+def perturbed(data, key, values, level):
+    """Rows (*, D) with noise of a level, and columns with ties that it leaves with uniform noise.
+
+    Of the width of their spacing: see :mod:`bayeskit.models.singular.support`.
+    """
+    found = values + level * jax.random.normal(key, values.shape, values.dtype)
+    if data.spacing is None:
+        return found
+    width = jnp.where(level < 0.5 * data.spacing, data.spacing, 0.0)
+    key = jax.random.fold_in(key, 1)
+    return found + width * jax.random.uniform(key, values.shape, values.dtype, -0.5, 0.5)
+
+
+def noise_variance_from(data, misfit):
+    """σ² of one level that is the nearest to a mean squared residual, where it is learned."""
+    own = misfit - data.perturbation**2
+    own = jnp.maximum(own, FLOOR**2) if data.noise_learned else data.noise_variance
+    return data.perturbation**2 + own
 
 
 def encode(model, data, encoder, values):
@@ -143,17 +176,19 @@ def log_joint(model, data, decoder, noise_variance, values, latents):
     return log_normal(values, means, noise_variance) + log_normal(latents, 0.0, 1.0)
 
 
-def trained(parameters, noise_variance, level) -> Networks:
+def trained(decoder, encoder, noise_variance, level) -> Networks:
     """What a posterior keeps of a fit."""
-    decoder, encoder = (ravel_pytree(each)[0] for each in (parameters.decoder, parameters.encoder))
+    decoder, encoder = (
+        None if network is None else ravel_pytree(network)[0] for network in (decoder, encoder)
+    )
     return Networks(decoder, encoder, noise_variance, level)
 
 
 def unpacked(model, data, networks):
-    """Arrays of both networks from their weights."""
+    """Arrays of both networks from their weights, ``None`` of one that there is not."""
     arrays, _ = split(model, data.center.shape[0], data.values.dtype)
     return tuple(
-        ravel_pytree(like)[1](flat)
+        None if flat is None else ravel_pytree(like)[1](flat)
         for like, flat in zip(arrays, (networks.decoder, networks.encoder), strict=True)
     )
 

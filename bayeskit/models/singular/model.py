@@ -26,15 +26,17 @@ from bayeskit.models.base import (
     SupportsMessages,
     SupportsVariational,
     first_or,
+    key_of_lane,
     relative_change,
 )
 from bayeskit.models.priors import check_prior, describe, is_conjugate
 from bayeskit.models.singular import data as preparation
-from bayeskit.models.singular import deep, linear, messages
+from bayeskit.models.singular import deep, grid, linear, messages
 from bayeskit.models.singular.approximation import (
     DecoderMeanField,
     EncodedLatents,
     GivenDecoder,
+    GridLatents,
     KnownLatents,
     SingularDistributionPosterior,
     given,
@@ -73,6 +75,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     noise_scale : float, optional
         Standard deviation of the noise of the data themselves, in the user's units; learned by
         default.
+    noise_start : float, optional
+        Where networks start to learn the noise of the data themselves, in units of the data's
+        standard deviation as ``perturbation``; 0.3 by default. Noise that shrinks during training
+        is itself a perturbation: with a small start, the data need another.
     noise_prior : InverseGamma, ScaledByData of one, or None
         Of the variance of the noise with the perturbation, where it is learned. ``None`` is flat
         in its logarithm.
@@ -101,7 +107,12 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     ``MCMC`` samples latents given the decoder of an earlier fit:
     ``infer(posterior.model, data, MCMC())``. A step costs O(n D q), with missing values O(n D q²).
 
-    Networks are trained by ``VariationalInference``, on complete rows only. Their sites are
+    ``EM`` of networks with one or two latents sums over a grid of them, of rows that are perturbed
+    once (``fresh=False``, one level): its likelihood never falls, and it needs no encoder.
+    Responsibilities take O(n M) memory, for M = 256 nodes of a line and 400 of a plane; latents
+    beyond the outermost nodes are generated at these.
+
+    Networks are else trained by ``VariationalInference``, on complete rows only. Their sites are
     ``latents``, ``noise_variance``, ``perturbation``, ``decoder_weights`` and ``encoder_weights``
     (of standardised data, with ``center`` and ``unit``). Levels are compared by the log density of
     held-out rows with noise of one size, that of the rate: the smallest within a standard error of
@@ -128,6 +139,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     perturbation: Any
     fresh: bool = eqx.field(static=True)
     noise_scale: Any
+    noise_start: Any
     noise_prior: Any
     estimates: Any
 
@@ -137,9 +149,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         *,
         decoder=(64, 2),
         encoder=None,
-        perturbation="auto",
+        perturbation: Any = "auto",
         fresh=True,
         noise_scale=None,
+        noise_start=None,
         noise_prior=None,
     ):
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
@@ -154,6 +167,12 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         self.noise_scale = (
             None if noise_scale is None else check_positive("noise_scale", noise_scale)
         )
+        self.noise_start = (
+            None if noise_start is None else check_positive("noise_start", noise_start)
+        )
+        if noise_start is not None and (self.is_linear or noise_scale is not None):
+            other = "decoder='linear'" if self.is_linear else f"noise_scale={noise_scale}"
+            raise ValueError(f"noise_start must be None beside {other}, got {noise_start}")
         self.noise_prior = check_prior("noise_prior", noise_prior)
         if not is_conjugate(noise_prior):
             raise ValueError(
@@ -164,7 +183,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def __repr__(self):
         networks = "" if self.is_linear else f", encoder={_described(self.encoder)}"
-        noise = "" if self.noise_scale is None else f", noise_scale={float(self.noise_scale):.6g}"
+        noise = "".join(
+            f", {name}={float(value):.6g}"
+            for name in ("noise_scale", "noise_start")
+            if (value := getattr(self, name)) is not None
+        )
         return (
             f"{type(self).__name__}({self.latent_dim}, decoder={_described(self.decoder)}"
             f"{networks}, perturbation={self.perturbation!r}, fresh={self.fresh}{noise}, "
@@ -204,14 +227,14 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     @property
     def m_steps(self):
-        """The only M-step: the exact maximum of the expected likelihood."""
-        return ("exact",)
+        """The only M-step: the exact maximum of a linear decoder, a gain of a network's."""
+        return ("exact",) if self.is_linear else ("generalized",)
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
         table, labels, groups = preparation.prepare(self, data, batch)
         # All of these are in the data, in their units.
-        fields = ("perturbation", "noise_scale", "noise_prior", "estimates")
+        fields = ("perturbation", "noise_scale", "noise_start", "noise_prior", "estimates")
         prepared = eqx.tree_at(
             lambda m: tuple(getattr(m, name) for name in fields),
             self,
@@ -243,11 +266,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             features = data.center.shape[-1]
             shapes = {"loadings": (features, self.latent_dim), "offset": (features,)}
         else:
-            networks = data.given[0]
-            shapes = {
-                "decoder_weights": networks.decoder.shape,
-                "encoder_weights": networks.encoder.shape,
-            }
+            given = deep.sizes(self, data.center.shape[-1])
+            shapes = {f"{name}_weights": (size,) for name, size in given.items()}
+            if "encoder_weights" not in mean:  # of EM: it starts at random
+                del shapes["encoder_weights"]
         for site, shape in shapes.items():
             found = np.shape(mean[site]) if site in mean else None
             if found != shape:
@@ -257,7 +279,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
                 )
         if not np.isfinite(mean["noise_variance"]):
             raise ValueError("initial has a noise variance without a mean: it is of too few data")
-        return {site: mean[site] for site in preparation.sites_of(self)}
+        return {site: mean[site] for site in preparation.sites_of(self) if site in mean}
 
     def sample_data(self, data, key, sites, inputs):
         """Noisy rows at the latents, or at latents of given rows: without the perturbation."""
@@ -292,8 +314,33 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     # Expectation maximisation
 
     def check_em(self, method):
-        """Linear decoders at one level have closed forms."""
-        self._check_closed_form(method)
+        """Linear decoders at one level have closed forms, networks grids of few dimensions."""
+        if self.is_linear:
+            self._check_closed_form(method)
+        else:
+            self._check_grid()
+
+    def _check_grid(self):
+        if self.latent_dim not in grid.NODES:
+            raise ValueError(
+                "EM of networks sums over a grid of latents, which latent_dim=1 and latent_dim=2 "
+                f"have, got {self.latent_dim}; use VariationalInference()"
+            )
+        if not isinstance(self.perturbation, float):
+            raise ValueError(
+                "EM of networks is for one perturbation, such as perturbation=0.1, got "
+                f"{self.perturbation!r}; VariationalInference() chooses"
+            )
+        if self.fresh and self.perturbation > 0.0:
+            raise ValueError(
+                "EM of networks perturbs rows once for all: state fresh=False; fresh noise is for "
+                "VariationalInference()"
+            )
+        if self.noise_prior is not None:
+            raise ValueError(
+                "EM of networks maximises the likelihood: noise_prior must be None, got "
+                f"{describe(self.noise_prior)}"
+            )
 
     def _check_closed_form(self, method):
         name = type(method).__name__
@@ -314,11 +361,21 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             )
 
     def em_init(self, data, key, lane, initial, m_step):
-        """The closed form, which is the maximum where no value is missing."""
+        """The closed form, which is the maximum where no value is missing; networks at random."""
+        if not self.is_linear:
+            networks = None if initial is None else _networks_of(data, initial)[0].networks
+            return grid.start(self, data, key_of_lane(key, lane), networks)
         return self.start(data, key, lane, initial)
+
+    def _perturbed_once(self, data):
+        rows = jnp.arange(data.values.shape[0])
+        return self.variational_rows(data, rows, data.perturbation, jax.random.key(0))
 
     def em_step(self, data, parameters, m_step, prune):
         """Moments of latents, and the decoder given them."""
+        if not self.is_linear:
+            found, objective = grid.step(self, data, parameters, self._perturbed_once(data))
+            return found, objective - _log_unit(data)
         affine = linear.known(parameters)
         latents = linear.latents_given(affine, data.values, data.observed)
         found = linear.moments(affine, latents, data.values, data.observed, data.perturbation)
@@ -330,7 +387,9 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         return jnp.sum(rows) - _log_unit(data) + prior
 
     def em_change(self, data, new, old):
-        """Of loadings, offset and noise variance."""
+        """Of loadings, offset and noise variance; of a network what nodes are decoded to."""
+        if not self.is_linear:
+            return relative_change(*(grid.determined(self, data, each) for each in (new, old)))
         # Offsets are about zero, where the unit of the data is what they are relative to.
         return relative_change(
             *((d.loadings, jnp.append(d.offset, 1.0), d.noise_variance) for d in (new, old))
@@ -338,13 +397,22 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def em_objective(self, data, parameters):
         """Log likelihood of the perturbed data plus the log prior density of the noise."""
+        if not self.is_linear:
+            rows = grid.log_likelihood(self, data, parameters, self._perturbed_once(data))
+            return jnp.sum(rows) - _log_unit(data)
         affine = linear.known(parameters)
         return self._objective(
             data, affine, linear.latents_given(affine, data.values, data.observed)
         )
 
     def em_finish(self, data, parameters):
-        """Exact latents, the log likelihood, and the noise beside its rounding."""
+        """Exact latents, the log likelihood, and the noise beside its smallest."""
+        if not self.is_linear:
+            networks = deep.trained(
+                parameters.decoder, None, parameters.noise_variance, data.perturbation
+            )
+            objective = self.em_objective(data, parameters)
+            return GridLatents(networks), objective, _shrunk(data, networks)
         rotation = linear.principal_axes(parameters.loadings)
         found = parameters._replace(loadings=parameters.loadings @ rotation)
         return GivenDecoder(found), self.em_objective(data, found), _diagnosed(data, found)
@@ -400,7 +468,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def check_mcmc(self, method):
         """Latents are sampled given a decoder."""
-        if not set(preparation.sites_of(self)) <= set(self.estimates or ()):
+        if not preparation.is_trained(self):
             trained = "EM()" if self.is_linear else "VariationalInference()"
             raise ValueError(
                 "MCMC on SingularDistribution samples latents given a trained decoder, and this "
@@ -481,10 +549,9 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """Rows with noise: of the batch's key, or of keys of their own."""
         values = data.values[rows]
         if self.fresh:
-            return values + setting * jax.random.normal(key, values.shape, values.dtype)
+            return deep.perturbed(data, key, values, setting)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
-        noise = jax.vmap(lambda key: jax.random.normal(key, values.shape[1:], values.dtype))(keys)
-        return values + setting * noise
+        return jax.vmap(lambda key, row: deep.perturbed(data, key, row, setting))(keys, values)
 
     def variational_guide(self, data, parameters, values):
         """The encoder's moments."""
@@ -500,15 +567,14 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         noise = jax.vmap(lambda fit, level: deep.noise_variance_of(data, fit, level))(
             parameters, settings
         )
-        networks = jax.vmap(deep.trained)(parameters, noise, settings)
+        networks = jax.vmap(deep.trained)(parameters.decoder, parameters.encoder, noise, settings)
         if settings.shape[0] == 1:
             chosen, nothing = jnp.asarray(0), jnp.zeros_like(settings)
             compared = (nothing, nothing)
         else:
             chosen, *compared = self._compared(data, networks, settings, held_out, key)
         found = jax.tree.map(lambda leaf: leaf[chosen], networks)
-        shrunk = (found.level == 0) & (found.noise_variance < _SHRUNK * deep.FLOOR**2)
-        return EncodedLatents(found, settings, *compared), chosen, shrunk & data.noise_learned
+        return EncodedLatents(found, settings, *compared), chosen, _shrunk(data, found)
 
     def _compared(self, data, networks, settings, held_out, key):
         """Index of the level that is chosen, densities at one scale, errors of differences."""
@@ -582,15 +648,23 @@ def _with_sites(model, data, sites):
 def _networks_of(data, sites):
     """The same of networks."""
     dtype = data.values.dtype
-    decoder, encoder, noise, level, center, unit = (
-        jnp.asarray(sites[site], dtype) for site in preparation.NETWORK_SITES
-    )
+    found: dict[str, Any] = {
+        site: jnp.asarray(sites[site], dtype) for site in preparation.NETWORK_SITES if site in sites
+    }
+    each: Any = [found.get(site) for site in preparation.NETWORK_SITES]
+    decoder, encoder, noise, level, center, unit = each
     networks = deep.Networks(decoder, encoder, noise / unit**2, level / unit)
     return in_trained_units(data, networks, center, unit)
 
 
 def _log_unit(data):
     return data.count * jnp.log(data.unit)
+
+
+def _shrunk(data, networks):
+    """Whether the noise of networks is the smallest that they can have."""
+    small = (networks.level == 0) & (networks.noise_variance < _SHRUNK * deep.FLOOR**2)
+    return small & data.noise_learned
 
 
 def _diagnosed(data, decoder):

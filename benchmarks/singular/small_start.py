@@ -1,0 +1,78 @@
+"""Networks whose noise starts small: plain likelihood beside that of perturbed data."""
+
+import numpy as np
+
+import bayeskit as bk
+from bayeskit.metrics import sampling_floor, wasserstein
+from benchmarks.common import Bar, Options, Report, Table
+
+ORDER = 2
+TITLE = "From a small start of the noise, plain likelihood fails and a perturbation rescues it"
+MINUTES = (9, 60)
+
+# Latent dimension, and the largest ratio of distances that is allowed on any seed.
+SHAPES = {"circle": (2, 0.5), "sphere": (3, 0.65), "moons": (2, 0.65), "swiss_roll": (2, 0.65)}
+ROWS, COUNT, STEPS = 500, 1000, 8000
+START, LEVEL = 0.003, 0.1
+
+
+def run(options: Options) -> Report:
+    seeds = options.count(2, 5)
+    names = list(SHAPES) if options.full else ["circle", "sphere"]
+    report = Report(
+        TITLE,
+        settings={
+            "seeds": seeds,
+            "rows": ROWS,
+            "D": 10,
+            "start of the noise": START,
+            "perturbation": LEVEL,
+            "steps": STEPS,
+            "draws compared": COUNT,
+        },
+    )
+    for name in names:
+        results = [compared(name, seed) for seed in range(seeds)]
+        report.results[name] = results
+        columns = list(results[0])
+        report.tables.append(
+            Table(
+                f"{name}: exact Wasserstein distance from the truth",
+                ("seed", *columns),
+                [
+                    (seed, *(f"{found[column]:.3f}" for column in columns))
+                    for seed, found in enumerate(results)
+                ],
+                "Noise in units of the data's deviation.",
+            )
+        )
+        ratio = max(found["perturbed"] / found["plain"] for found in results)
+        report.bars.append(Bar(f"{name}: worst ratio to plain", ratio, "<=", SHAPES[name][1]))
+        worst = max(abs(found["noise, perturbed"] / LEVEL - 1.0) for found in results)
+        report.bars.append(
+            Bar(f"{name}: noise from the perturbation, largest share", worst, "<=", 0.05)
+        )
+    report.notes.append(
+        "Rows: as many draws of the training rows. Floor: two samples of the truth. All fits make "
+        "the same number of steps."
+    )
+    return report
+
+
+def compared(name, seed):
+    """Distances of generated rows from the truth, and the noise, of one data set."""
+    sample = bk.datasets.shape(seed, name, rows=ROWS)
+    truth = sample.draw(10_000 + seed, COUNT)
+    method = bk.inference.VariationalInference(max_iterations=STEPS, tolerance=0.0)
+    found, noise = {}, {}
+    for kind, level in (("plain", 0.0), ("perturbed", LEVEL)):
+        model = bk.models.SingularDistribution(
+            SHAPES[name][0], perturbation=level, noise_start=START
+        )
+        posterior = bk.infer(model, sample.observations.astype(np.float32), method, key=seed)
+        found[kind] = wasserstein(posterior.generate(seed, COUNT), truth)
+        noise[f"noise, {kind}"] = float(posterior.noise_scale / posterior.mean["unit"])
+    again = np.random.default_rng(seed).integers(0, ROWS, COUNT)
+    found["rows"] = wasserstein(sample.observations[again], truth)
+    found["floor"] = sampling_floor(wasserstein, sample.draw, COUNT, key=seed)
+    return found | noise
