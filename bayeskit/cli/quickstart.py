@@ -14,7 +14,6 @@ from bayeskit import datasets, inference, metrics
 from bayeskit.cli.air import quickstart_air
 from bayeskit.cli.clusters import quickstart_clusters
 from bayeskit.cli.console import input_checked, make_console, warnings_in_one_line
-from bayeskit.cli.shapes import quickstart_shapes
 from bayeskit.cli.waves import quickstart_waves
 from bayeskit.inference.driver import infer
 from bayeskit.models import KroneckerSBL
@@ -49,8 +48,6 @@ def quickstart(
     known of the solution and its spectrum.
 
     Irises are clustered by their lengths and widths, and compared with their species.
-
-    A distribution on a sphere in ten dimensions is learned from rows, and compared with the truth.
     """
     console = make_console()
     with input_checked(), warnings_in_one_line():
@@ -78,7 +75,6 @@ def quickstart(
         quickstart_air(console, out, days, draws)
         quickstart_waves(console, out, draws)
         quickstart_clusters(console, out, draws)
-        quickstart_shapes(console, out, draws)
         console.print(f"Pictures and trees are in {out}{os.sep}", soft_wrap=True)
 
 
