@@ -34,12 +34,6 @@ class ChainRecord(NamedTuple):
     step_size: Any
 
 
-@eqx.filter_jit
-def _potential(model, data, position):
-    """A function of its own, so that it is traced once for all that a trajectory needs it for."""
-    return potential_energy(model.numpyro_model, (data,), {}, position)
-
-
 class ChainApproximation(AbstractApproximation):
     """Draws of the sampled sites; what was integrated out is exact given each draw.
 
@@ -225,7 +219,9 @@ class MCMC(AbstractMethod):
 
     def _kernel(self, model):
         return hmc(
-            potential_fn_gen=lambda data: lambda z: _potential(model, data, z),
+            potential_fn_gen=lambda data: (
+                lambda z: potential_energy(model.numpyro_model, (data,), {}, z)
+            ),
             algo="NUTS",
         )
 

@@ -162,7 +162,6 @@ def svd(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0)
 def _svd(full_matrices, matrix):
     matrix, finite = _finite_or_identity(matrix)
     u, s, vh = _lapack_svd[full_matrices](matrix)
@@ -202,7 +201,6 @@ def eigh(
 
 
 @jax.custom_jvp
-@jax.jit
 def _eigh(matrix):
     matrix, finite = _finite_or_identity(matrix)
     eigenvalues, eigenvectors = _lapack_eigh(matrix)
@@ -215,7 +213,6 @@ def _raise_eigh(primals, tangents):
 
 
 @jax.custom_jvp
-@jax.jit
 def eigvalsh(matrix: Inexact[Array, "*batch n n"]) -> Float[Array, "*batch n"]:
     """Eigenvalues in ascending order of the Hermitian part of a matrix.
 
@@ -269,7 +266,6 @@ def cholesky(matrix: Inexact[Array, "*batch n n"]) -> Inexact[Array, "*batch n n
 
 
 @jax.custom_jvp
-@jax.jit
 def _cholesky(matrix):
     matrix, finite = _finite_or_identity(matrix)
     return _or_nan(finite, _lapack_cholesky(matrix))
@@ -286,7 +282,6 @@ def _differentiate_cholesky(primals, tangents):
     return lower, jnp.matmul(lower, change, precision=lax.Precision.HIGHEST)
 
 
-@partial(jax.jit, static_argnames="adjoint")
 def solve_triangular(
     lower: Inexact[Array, "*batch n n"],
     columns: Inexact[Array, "*batch n k"],
@@ -326,7 +321,6 @@ def solve_triangular(
     )
 
 
-@jax.jit
 def solve(
     matrix: Inexact[Array, "*batch n n"], columns: Inexact[Array, "*batch n k"]
 ) -> Inexact[Array, "*batch n k"]:
@@ -408,7 +402,6 @@ def lu_solve(system, columns: Inexact[Array, "*batch n k"], transposed: bool = F
     return _lapack_lu_solve[transposed](*system, columns)
 
 
-@jax.jit
 def slogdet(
     matrix: Inexact[Array, "*batch n n"],
 ) -> tuple[Inexact[Array, "*batch"], Float[Array, "*batch"]]:

@@ -25,7 +25,6 @@ on the side of the measurements, and no array of the size of the coefficients ex
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -143,7 +142,6 @@ def rotate(rotations, tensor, adjoint=False):
     return tensor
 
 
-@partial(jax.jit, static_argnames="full_matrices")
 def decompose(factor, scales, full_matrices=False):
     """Singular value decomposition ``u, s, vh`` of ``H Γ^{1/2}``; O(m² N) for a factor (m, N).
 
@@ -191,7 +189,6 @@ def _whiten(spectra_, noise_variance, tensor) -> _Whitened:
     return _Whitened(eigenvalues, eigenvalues + noise_variance, rotated)
 
 
-@partial(jax.jit, static_argnames="axes")
 def statistics(spectra_, noise_variance, measurements, axes=None) -> Statistics:
     """Evidence and slice sums for some of the factors.
 
@@ -200,7 +197,7 @@ def statistics(spectra_, noise_variance, measurements, axes=None) -> Statistics:
     spectra_ : tuple of Spectrum
     noise_variance : scalar
     measurements : Measurements
-    axes : tuple of int, optional
+    axes : sequence of int, optional
         The factors whose slice sums are wanted; all by default.
 
     Notes
