@@ -14,7 +14,9 @@ BIN := $(VENV)/bin
 CACHE := $(VENV)/cache
 LOWEST := $(VENV)/lowest
 
-# Test workers and repeated runs share what they compile.
+# Test workers and repeated runs share what they compile. NumPyro lists the parameters of a
+# distribution in the order of their names' hashes, which programs depend on.
+export PYTHONHASHSEED := 0
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export XDG_CACHE_HOME := $(CACHE)

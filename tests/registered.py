@@ -15,7 +15,7 @@ class Registered(NamedTuple):
     """A problem, and the methods that are checked on it.
 
     ``full`` problems run in the whole matrix only: the others are families under their own
-    method, and every method on one of them. ``expected_failed`` has, by method's name, the
+    method, and every method on one family or another. ``expected_failed`` has, by method's name, the
     checks which that pair is known not to pass, with reasons.
     """
 
@@ -60,9 +60,9 @@ def _kronecker_sbl():
         "noise_prior": dist.InverseGamma(3.0, 0.02),
     }
     dictionaries, data = kronecker_problem((3, 4), (4, 5))
-    yield Registered(
-        "kronecker_sbl", bk.models.KroneckerSBL(dictionaries, **priors), data, methods()
-    )
+    model, (em, messages, chains) = bk.models.KroneckerSBL(dictionaries, **priors), methods()
+    yield Registered("kronecker_sbl", model, data, (em, chains))
+    yield Registered("kronecker_sbl_messages", model, data, (messages,), full=True)
     dictionaries, data = kronecker_problem((3, 4), (4, 3), complex_data=True, snapshots=2)
     yield Registered(
         "kronecker_sbl_complex_snapshots",

@@ -117,6 +117,7 @@ def test_halved_variance_is_detected(exact):
     assert result.mean_z2["coefficients"] - 1 > 6 * result.mean_z2_error["coefficients"]
 
 
+@pytest.mark.full
 def test_sampler_is_calibrated():
     model = bk.models.KroneckerSBL(
         _DICTIONARIES,

@@ -55,7 +55,8 @@ def test_a_stream_of_days_agrees_with_a_refit(days, method):
     assert abs(noise[0] - noise[1]) < 0.02 * spread
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.full), 2])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 2])
 def test_learned_kernels_agree_with_a_refit(seed):
     """Half of the rows, then all. With six seeds: predictions 0.01, noise 0.001, offset 0.09."""
     generator = np.random.default_rng(seed)
@@ -122,6 +123,7 @@ def test_what_cannot_be_updated_is_refused(days):
         bk.infer(wider, days[:100], initial=posterior)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.*did not converge")
 def test_a_mode_that_is_added_to_an_earlier_fit_starts_constant(days):
     plain = FunctionalTucker(MODES, ranks=2, core="tucker")

@@ -216,6 +216,7 @@ def test_functions_of_chains_are_known_anywhere(line_chains, line_posterior):
     assert line_chains.effective_ranks == {"x": 1}
 
 
+@pytest.mark.full
 def test_unneeded_components_vanish_and_unneeded_modes_become_constant():
     generator = np.random.default_rng(1)
     places = generator.uniform(size=(400, 2))

@@ -419,6 +419,7 @@ def test_an_outlier_however_far_leaves_the_clusters_apart():
         assert errors(found, np.repeat([0, 1, 2], [40, 20, 1])) == 0
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:3 of 4 components")
 def test_priors_without_a_mode_or_moments(table):
     """Fewer degrees of freedom than features: a component of few rows has no mean, nor a mode."""

@@ -162,6 +162,7 @@ def test_clusterings_are_found_without_a_start_and_certified(certified):
             SDP(**arguments)
 
 
+@pytest.mark.full
 def test_sketches_are_lifted_by_likelihood_to_incomplete_rows(certified):
     """A tight cluster inside a wide one: nearest centres would share the wide one out."""
     _, _, posterior = certified
