@@ -13,7 +13,7 @@ gc.set_threshold(50_000, 20, 100)
 # Linux allows a process 65 530 memory maps, and every compiled program takes some: a worker that
 # has compiled thousands aborts. Well before, what was compiled is dropped.
 _MAPS = Path("/proc/self/maps")
-_MOST_MAPS = 40_000
+_MOST_MAPS = 30_000
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ class Registered(NamedTuple):
     """A problem, and the methods that are checked on it.
 
     ``full`` problems run in the whole matrix only: the others are families under their own
-    method, and every method on one family or another. ``expected_failed`` has, by method's name, the
-    checks which that pair is known not to pass, with reasons.
+    method, and every method on one family or another. ``expected_failed`` has, by method's name,
+    the checks which that pair is known not to pass, with reasons.
     """
 
     name: str
