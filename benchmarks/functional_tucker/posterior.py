@@ -154,9 +154,10 @@ def calibration_table(report, case, tables):
     spread, core = case["spread"], case["core"]
     known = "kernels known" if spread == NARROW else "kernels learned"
     rows = [
-        (name, site, *row.values())
+        (name, site, *(value if np.isfinite(value) else None for value in row.values()))
         for name, table in tables.items()
         for site, row in table["rows"].items()
+        if row["entries"]  # of those that are plugged in there are none
     ]
     columns = tuple(next(iter(tables["MCMC"]["rows"].values())))
     lost = ", ".join(f"{name} {table['not converged']}" for name, table in tables.items())
