@@ -100,7 +100,9 @@ def test_em_steps_climb_from_anywhere_to_the_closed_form(rows):
     closed = bk.infer(model, rows)
     with double_precision():
         prepared = model.prepare(rows)
-        start = prepared.model.start(prepared.data, jax.random.key(3), jnp.asarray(1), None)
+        start = prepared.model.em_init(
+            prepared.data, jax.random.key(3), jnp.asarray(1), None, "exact"
+        )
 
         def step(parameters, _):
             return prepared.model.em_step(prepared.data, parameters, "exact", 0.0)

@@ -1,6 +1,6 @@
 """Distributions on or near sets of low dimension."""
 
-from bayeskit.models.singular.approximation import RowLikelihood, SingularDistributionPosterior
 from bayeskit.models.singular.model import SingularDistribution
+from bayeskit.models.singular.posterior import RowLikelihood, SingularDistributionPosterior
 
 __all__ = ["RowLikelihood", "SingularDistribution", "SingularDistributionPosterior"]

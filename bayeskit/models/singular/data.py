@@ -82,6 +82,11 @@ class SingularTable(eqx.Module):
         """The first of the levels, the only one of a linear decoder."""
         return self.levels[0]
 
+    @property
+    def log_unit(self):
+        """Sum of the logarithms of the units of all observed values."""
+        return self.count * jnp.log(self.unit)
+
 
 def sites_of(model):
     """Names of the sites that a trained decoder is made of, that of an encoder among them."""
@@ -255,13 +260,23 @@ def _given(model, center, unit, dtype):
                 f"{part.shape}, not {shape}"
             )
     if model.is_linear:
-        loadings, offset, noise = parts.values()
-        found = LinearDecoder(loadings / unit, (offset - center) / unit, noise / unit**2)
+        found = decoder_of(parts, center, unit)
     else:
-        each: Any = [parts.get(name) for name in NETWORK_SITES]
-        decoder, encoder, noise, level, center, unit = each
-        found = (deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit)
+        found = networks_of(parts)
     return jax.tree.map(lambda part: jnp.asarray(part, dtype), found)
+
+
+def decoder_of(sites, center, unit) -> LinearDecoder:
+    """A linear decoder from its sites, which are in the user's units."""
+    loadings, offset, noise = (sites[name] for name in LINEAR_SITES)
+    return LinearDecoder(loadings / unit, (offset - center) / unit, noise / unit**2)
+
+
+def networks_of(sites):
+    """Networks from their sites, and the center and unit of the data that they were trained on."""
+    parts: Any = [sites.get(name) for name in NETWORK_SITES]
+    decoder, encoder, noise, level, center, unit = parts
+    return deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit
 
 
 def _labels(model, data, values, batch):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 
@@ -23,7 +23,8 @@ START = 0.3  # of σ₀, where the user states none
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
 _LOG_DEVIATIONS = (-8.0, 3.0)
 _INFLATION = 1.5  # of variances of the encoder, for importance sampling
-_COMMON_DRAWS = 16  # of noise, when settings are compared
+_STEPS = 5  # of L-BFGS
+_SHRUNK = 4.0  # times the smallest noise variance: no noise
 
 
 class NetworkParameters(NamedTuple):
@@ -149,6 +150,12 @@ def noise_variance_from(data, misfit):
     return data.perturbation**2 + own
 
 
+def is_shrunken(data, networks):
+    """Whether the noise of unperturbed rows is the smallest that networks can have."""
+    small = (networks.level == 0) & (networks.noise_variance < _SHRUNK * FLOOR**2)
+    return small & data.noise_learned
+
+
 def encode(model, data, encoder, values):
     """Means and log standard deviations (m, q) of the latents of rows (m, D)."""
     _, (_, rest) = split(model, data.center.shape[0], values.dtype)
@@ -218,32 +225,18 @@ def log_densities(model, data, networks, noise_variance, values, key, particles)
     return logsumexp(weights, axis=0) - jnp.log(float(particles))
 
 
-def rate_level(rows, latent_dim):
-    """Level of the perturbation that the theory's rate suggests, for smoothness two.
+def lessened(function, start):
+    """Parameters where a function is no larger than at the start, by steps of L-BFGS."""
+    optimizer = optax.lbfgs()
+    value_and_gradient = optax.value_and_grad_from_state(function)
 
-    ``2 n^(-β / (2 (β + q)))``, in units of the data's standard deviation; the theory leaves the
-    factor open.
-    """
-    return 2.0 * float(rows ** (-1.0 / (2.0 + latent_dim)))
+    def step(carry, _):
+        parameters, state = carry
+        value, gradient = value_and_gradient(parameters, state=state)
+        updates, state = optimizer.update(
+            gradient, state, parameters, value=value, grad=gradient, value_fn=function
+        )
+        return (optax.apply_updates(parameters, updates), state), None
 
-
-def candidates(rows, latent_dim):
-    """Levels that ``"auto"`` chooses from: none, and up to the one of the rate."""
-    return tuple(np.array([0.0, 0.125, 0.25, 0.5, 1.0]) * rate_level(rows, latent_dim))
-
-
-def common_densities(model, data, networks, own_variance, held_out, scale, key, particles):
-    """Log densities (h,) of held-out rows with noise of one ``scale``, that of no fit's training.
-
-    Noise of the data that a fit has found stays in its density. Averaged over draws of the noise,
-    which are the same for all fits.
-    """
-    rows = data.values[held_out]
-
-    def one(key):
-        for_noise, for_latents = jax.random.split(key)
-        noisy = rows + scale * jax.random.normal(for_noise, rows.shape, rows.dtype)
-        variance = scale**2 + own_variance
-        return log_densities(model, data, networks, variance, noisy, for_latents, particles)
-
-    return jnp.mean(jax.lax.map(one, jax.random.split(key, _COMMON_DRAWS)), axis=0)
+    (found, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=_STEPS)
+    return optax.tree.where(function(found) <= function(start), found, start)

@@ -25,32 +25,20 @@ from bayeskit.models.base import (
     SupportsMCMC,
     SupportsMessages,
     SupportsVariational,
-    first_or,
-    key_of_lane,
-    relative_change,
 )
 from bayeskit.models.priors import check_prior, describe, is_conjugate
 from bayeskit.models.singular import data as preparation
-from bayeskit.models.singular import deep, grid, linear, messages
-from bayeskit.models.singular.approximation import (
-    DecoderMeanField,
-    EncodedLatents,
-    GivenDecoder,
-    GridLatents,
-    KnownLatents,
-    SingularDistributionPosterior,
-    given,
-    given_sites,
-    in_trained_units,
-    log_given_latents,
-)
-from bayeskit.validation import check_integer, check_number, check_positive
+from bayeskit.models.singular import deep, grid_em, linear, linear_em, messages, selection
+from bayeskit.models.singular.arguments import described, levels, network
+from bayeskit.models.singular.earlier import given, given_sites, with_sites
+from bayeskit.models.singular.linear_latents import DecoderMeanField
+from bayeskit.models.singular.network_latents import EncodedLatents
+from bayeskit.models.singular.posterior import SingularDistributionPosterior
+from bayeskit.models.singular.sampled_latents import KnownLatents, log_given_latents
+from bayeskit.validation import check_integer, check_positive
 
-_SINGULAR = 100.0  # times the rounding of the data: no noise
-_SHRUNK = 4.0  # times the smallest noise variance of networks: none either
 _LEAST_ROWS = 20
 _LEAST_TO_CHOOSE = 50
-_COMPARED_PARTICLES = 500
 
 
 class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsVariational):
@@ -156,13 +144,13 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         noise_prior=None,
     ):
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
-        self.decoder = _network("decoder", decoder, "linear")
+        self.decoder = network("decoder", decoder, "linear")
         if encoder is None:
             encoder = decoder if isinstance(decoder, tuple) else (64, 2)
         elif self.is_linear:
             raise ValueError(f"encoder must be None beside decoder='linear', got {encoder!r}")
-        self.encoder = None if self.is_linear else _network("encoder", encoder, None)
-        self.perturbation = _levels(perturbation)
+        self.encoder = None if self.is_linear else network("encoder", encoder, None)
+        self.perturbation = levels(perturbation)
         self.fresh = bool(fresh)
         self.noise_scale = (
             None if noise_scale is None else check_positive("noise_scale", noise_scale)
@@ -182,14 +170,14 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         self.estimates = None
 
     def __repr__(self):
-        networks = "" if self.is_linear else f", encoder={_described(self.encoder)}"
+        networks = "" if self.is_linear else f", encoder={described(self.encoder)}"
         noise = "".join(
             f", {name}={float(value):.6g}"
             for name in ("noise_scale", "noise_start")
             if (value := getattr(self, name)) is not None
         )
         return (
-            f"{type(self).__name__}({self.latent_dim}, decoder={_described(self.decoder)}"
+            f"{type(self).__name__}({self.latent_dim}, decoder={described(self.decoder)}"
             f"{networks}, perturbation={self.perturbation!r}, fresh={self.fresh}{noise}, "
             f"noise_prior={describe(self.noise_prior)})"
         )
@@ -205,7 +193,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             return (
                 self.perturbation if isinstance(self.perturbation, tuple) else (self.perturbation,)
             )
-        return (0.0,) if self.is_linear else deep.candidates(rows, self.latent_dim)
+        return (0.0,) if self.is_linear else selection.candidates(rows, self.latent_dim)
 
     @property
     def default_method(self):
@@ -224,11 +212,6 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     def posterior_class(self):
         """The family's own result, with ``generate``, ``encode``, ``log_likelihood``."""
         return SingularDistributionPosterior
-
-    @property
-    def m_steps(self):
-        """The only M-step: the exact maximum of a linear decoder, a gain of a network's."""
-        return ("exact",) if self.is_linear else ("generalized",)
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""
@@ -284,7 +267,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     def sample_data(self, data, key, sites, inputs):
         """Noisy rows at the latents, or at latents of given rows: without the perturbation."""
         for_latents, for_noise = jax.random.split(key)
-        source, data = _with_sites(self, data, sites)
+        source, data = with_sites(self, data, sites)
         latents = jnp.asarray(sites["latents"], data.values.dtype)
         if inputs is not None:
             latents = source.drawn(for_latents, self, data, inputs.standardised(data))
@@ -293,129 +276,41 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         rows = rows + scale * jax.random.normal(for_noise, rows.shape, rows.dtype)
         return data.center + data.unit * rows
 
-    def start(self, data, key, lane, initial):
-        """An earlier decoder, the closed form, or for further lanes random loadings."""
-
-        def first():
-            if initial is not None:
-                return _standardised(data, initial)
-            return linear.maximum_likelihood(data, self.latent_dim)
-
-        def other():
-            features, dtype = data.center.shape[0], data.values.dtype
-            shape = (features, self.latent_dim)
-            noise = linear.fixed_or(data, jnp.ones((), dtype))
-            return linear.LinearDecoder(
-                jax.random.normal(key, shape, dtype), jnp.zeros(features, dtype), noise
-            )
-
-        return first_or(lane, first, other)
-
     # Expectation maximisation
+
+    @property
+    def _em(self):
+        """How expectations are taken: one of several modules with the same functions."""
+        return linear_em if self.is_linear else grid_em
+
+    @property
+    def m_steps(self):
+        """The only M-step: the exact maximum of a linear decoder, a gain of a network's."""
+        return (self._em.M_STEP,)
 
     def check_em(self, method):
         """Linear decoders at one level have closed forms, networks grids of few dimensions."""
-        if self.is_linear:
-            self._check_closed_form(method)
-        else:
-            self._check_grid()
-
-    def _check_grid(self):
-        if self.latent_dim not in grid.NODES:
-            raise ValueError(
-                "EM of networks sums over a grid of latents, which latent_dim=1 and latent_dim=2 "
-                f"have, got {self.latent_dim}; use VariationalInference()"
-            )
-        if not isinstance(self.perturbation, float):
-            raise ValueError(
-                "EM of networks is for one perturbation, such as perturbation=0.1, got "
-                f"{self.perturbation!r}; VariationalInference() chooses"
-            )
-        if self.fresh and self.perturbation > 0.0:
-            raise ValueError(
-                "EM of networks perturbs rows once for all: state fresh=False; fresh noise is for "
-                "VariationalInference()"
-            )
-        if self.noise_prior is not None:
-            raise ValueError(
-                "EM of networks maximises the likelihood: noise_prior must be None, got "
-                f"{describe(self.noise_prior)}"
-            )
-
-    def _check_closed_form(self, method):
-        name = type(method).__name__
-        if not self.is_linear:
-            raise ValueError(
-                f"{name} on SingularDistribution needs decoder='linear', got "
-                f"{_described(self.decoder)}; networks are trained by VariationalInference()"
-            )
-        if isinstance(self.perturbation, tuple):
-            raise ValueError(
-                f"perturbation has {len(self.perturbation)} levels, which give the same linear "
-                "decoder: state one"
-            )
-        if not self.fresh:
-            raise ValueError(
-                f"{name} on SingularDistribution has expectations over fresh noise in closed form; "
-                "fresh=False is for VariationalInference()"
-            )
+        self._em.check(self, method)
 
     def em_init(self, data, key, lane, initial, m_step):
         """The closed form, which is the maximum where no value is missing; networks at random."""
-        if not self.is_linear:
-            networks = None if initial is None else _networks_of(data, initial)[0].networks
-            return grid.start(self, data, key_of_lane(key, lane), networks)
-        return self.start(data, key, lane, initial)
-
-    def _perturbed_once(self, data):
-        rows = jnp.arange(data.values.shape[0])
-        return self.variational_rows(data, rows, data.perturbation, jax.random.key(0))
+        return self._em.start(self, data, key, lane, initial)
 
     def em_step(self, data, parameters, m_step, prune):
-        """Moments of latents, and the decoder given them."""
-        if not self.is_linear:
-            found, objective = grid.step(self, data, parameters, self._perturbed_once(data))
-            return found, objective - _log_unit(data)
-        affine = linear.known(parameters)
-        latents = linear.latents_given(affine, data.values, data.observed)
-        found = linear.moments(affine, latents, data.values, data.observed, data.perturbation)
-        return linear.renewed(data, found), self._objective(data, affine, latents)
-
-    def _objective(self, data, affine, latents):
-        rows = linear.log_densities(affine, latents, data.values, data.observed, data.perturbation)
-        prior = linear.log_noise_prior(data, affine.log_precision, affine.precision)
-        return jnp.sum(rows) - _log_unit(data) + prior
+        """Probabilities of latents, and the decoder given them."""
+        return self._em.step(self, data, parameters)
 
     def em_change(self, data, new, old):
         """Of loadings, offset and noise variance; of a network what nodes are decoded to."""
-        if not self.is_linear:
-            return relative_change(*(grid.determined(self, data, each) for each in (new, old)))
-        # Offsets are about zero, where the unit of the data is what they are relative to.
-        return relative_change(
-            *((d.loadings, jnp.append(d.offset, 1.0), d.noise_variance) for d in (new, old))
-        )
+        return self._em.change(self, data, new, old)
 
     def em_objective(self, data, parameters):
         """Log likelihood of the perturbed data plus the log prior density of the noise."""
-        if not self.is_linear:
-            rows = grid.log_likelihood(self, data, parameters, self._perturbed_once(data))
-            return jnp.sum(rows) - _log_unit(data)
-        affine = linear.known(parameters)
-        return self._objective(
-            data, affine, linear.latents_given(affine, data.values, data.observed)
-        )
+        return self._em.objective(self, data, parameters)
 
     def em_finish(self, data, parameters):
-        """Exact latents, the log likelihood, and the noise beside its smallest."""
-        if not self.is_linear:
-            networks = deep.trained(
-                parameters.decoder, None, parameters.noise_variance, data.perturbation
-            )
-            objective = self.em_objective(data, parameters)
-            return GridLatents(networks), objective, _shrunk(data, networks)
-        rotation = linear.principal_axes(parameters.loadings)
-        found = parameters._replace(loadings=parameters.loadings @ rotation)
-        return GivenDecoder(found), self.em_objective(data, found), _diagnosed(data, found)
+        """Latents given the decoder, the log likelihood, and whether the noise is none."""
+        return self._em.finish(self, data, parameters)
 
     def caveats(self, diagnostics):
         """Data without noise of their own and without perturbation have no maximum."""
@@ -435,11 +330,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def check_messages(self, method):
         """Linear decoders at one level have closed forms."""
-        self._check_closed_form(method)
+        linear_em.check(self, method)
 
     def messages_init(self, data, key, lane, initial):
         """Factors around the start of EM."""
-        return messages.messages_at(data, self.start(data, key, lane, initial))
+        return messages.messages_at(data, linear_em.start(self, data, key, lane, initial))
 
     def messages_sweep(self, data, messages_, damping):
         """Latents, then the decoder, then the noise."""
@@ -451,18 +346,19 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def messages_change(self, data, new, old):
         """Of the means of loadings, offset and noise."""
-        return self.em_change(data, *(messages.center(each) for each in (new, old)))
+        return linear_em.change(self, data, *(messages.center(each) for each in (new, old)))
 
     def messages_bound(self, data, messages_):
         """Lower bound on the log evidence; but for a constant where the noise's prior is flat."""
         affine = messages.affine(data, messages_)
-        return messages.bound(data, messages_, affine) - _log_unit(data)
+        return messages.bound(data, messages_, affine) - data.log_unit
 
     def messages_finish(self, data, messages_):
         """Factors along principal axes, and the bound where the priors are proper."""
         found = messages.rotated(messages_)
         bound = self.messages_bound(data, found) if data.proper else None
-        return DecoderMeanField(found), bound, _diagnosed(data, messages.center(found))
+        singular = linear_em.is_singular(data, messages.center(found))
+        return DecoderMeanField(found), bound, singular
 
     # Markov chain Monte Carlo
 
@@ -542,7 +438,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         parameters = deep.start(self, data, key)
         if initial is None:
             return parameters
-        source, _ = _networks_of(data, initial)
+        source, _ = with_sites(self, data, initial)
         return deep.continued(self, data, parameters, source.networks)
 
     def variational_rows(self, data, rows, setting, key):
@@ -572,102 +468,6 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             chosen, nothing = jnp.asarray(0), jnp.zeros_like(settings)
             compared = (nothing, nothing)
         else:
-            chosen, *compared = self._compared(data, networks, settings, held_out, key)
+            chosen, *compared = selection.compared(self, data, networks, settings, held_out, key)
         found = jax.tree.map(lambda leaf: leaf[chosen], networks)
-        return EncodedLatents(found, settings, *compared), chosen, _shrunk(data, found)
-
-    def _compared(self, data, networks, settings, held_out, key):
-        """Index of the level that is chosen, densities at one scale, errors of differences."""
-        scale = deep.rate_level(data.values.shape[0], self.latent_dim)
-
-        def density(networks):
-            own = networks.noise_variance - networks.level**2
-            return deep.common_densities(
-                self, data, networks, own, held_out, scale, key, _COMPARED_PARTICLES
-            )
-
-        densities = jax.lax.map(density, networks)
-        mean = jnp.mean(densities, axis=1)
-        mean = jnp.where(jnp.isfinite(mean), mean, -jnp.inf)
-        lost = densities[jnp.argmax(mean)] - densities
-        error = jnp.std(lost, axis=1) / jnp.sqrt(float(held_out.shape[0]))
-        error = jnp.where(jnp.isfinite(error), error, jnp.inf)
-        close = jnp.isfinite(mean) & (jnp.max(mean) - mean <= error)
-        chosen = jnp.argmin(jnp.where(close, settings, jnp.inf))
-        return chosen, mean, error
-
-
-def _described(network):
-    return repr(network) if isinstance(network, (tuple, str)) else type(network).__name__
-
-
-def _network(name, value, word):
-    """Width and depth, a word, or a module."""
-    if deep.is_network_shape(value) or isinstance(value, eqx.Module):
-        return value
-    if isinstance(value, str) and value == word:
-        return value
-    expected = "" if word is None else f", {word!r}"
-    raise TypeError(
-        f"{name} must be a pair of width and depth such as (64, 2){expected} or an equinox module, "
-        f"got {value!r}"
-    )
-
-
-def _levels(value):
-    """A level, several as a tuple, or ``"auto"``."""
-    if isinstance(value, str):
-        if value != "auto":
-            raise ValueError(f"perturbation must be 'auto', a number or several, got {value!r}")
-        return value
-    if not isinstance(value, (tuple, list, np.ndarray)):
-        return check_number("perturbation", value, 0.0)
-    levels = [check_number("perturbation", level, 0.0) for level in np.atleast_1d(value)]
-    if not levels:
-        raise ValueError("perturbation has no levels: state one, several, or 'auto'")
-    if len(set(levels)) < len(levels):
-        raise ValueError(f"perturbation has a level twice: {levels}")
-    return tuple(levels) if len(levels) > 1 else levels[0]
-
-
-def _standardised(data, sites):
-    dtype = data.values.dtype
-    loadings, offset, noise = (jnp.asarray(sites[site], dtype) for site in preparation.LINEAR_SITES)
-    return linear.LinearDecoder(
-        loadings / data.unit, (offset - data.center) / data.unit, noise / data.unit**2
-    )
-
-
-def _with_sites(model, data, sites):
-    """The posterior of latents given a decoder by site, and the data in its units."""
-    if model.is_linear:
-        return GivenDecoder(_standardised(data, sites)), data
-    return _networks_of(data, sites)
-
-
-def _networks_of(data, sites):
-    """The same of networks."""
-    dtype = data.values.dtype
-    found: dict[str, Any] = {
-        site: jnp.asarray(sites[site], dtype) for site in preparation.NETWORK_SITES if site in sites
-    }
-    each: Any = [found.get(site) for site in preparation.NETWORK_SITES]
-    decoder, encoder, noise, level, center, unit = each
-    networks = deep.Networks(decoder, encoder, noise / unit**2, level / unit)
-    return in_trained_units(data, networks, center, unit)
-
-
-def _log_unit(data):
-    return data.count * jnp.log(data.unit)
-
-
-def _shrunk(data, networks):
-    """Whether the noise of networks is the smallest that they can have."""
-    small = (networks.level == 0) & (networks.noise_variance < _SHRUNK * deep.FLOOR**2)
-    return small & data.noise_learned
-
-
-def _diagnosed(data, decoder):
-    """Whether the noise is a rounding error."""
-    smallest = _SINGULAR * linear.smallest_variance(data.values)
-    return decoder.noise_variance < smallest
+        return EncodedLatents(found, settings, *compared), chosen, deep.is_shrunken(data, found)

@@ -1,0 +1,122 @@
+r"""Expectation maximisation of networks with one or two latents: sums over a grid of them.
+
+Given responsibilities :math:`r_{im}` of the nodes of :mod:`~bayeskit.models.singular.grid`, the
+decoder is a weighted least-squares problem at the nodes alone,
+
+.. math:: \min_f \sum_m w_m |f(z_m)|^2 - 2 f(z_m) \cdot \sum_i r_{im} x_i, \quad
+          w_m = \sum_i r_{im}
+
+of which some steps of L-BFGS are made, and taken back where they do not lessen it: the likelihood
+never falls. C. Bishop, M. Svensén and C. Williams, "GTM: the generative topographic mapping",
+Neural Computation, 1998, whose decoder is linear in its parameters.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from bayeskit.models.base import key_of_lane, relative_change
+from bayeskit.models.priors import describe
+from bayeskit.models.singular import deep, grid
+from bayeskit.models.singular.earlier import with_sites
+from bayeskit.models.singular.network_latents import GridLatents
+
+M_STEP = "generalized"
+
+
+class GridParameters(NamedTuple):
+    """Arrays of the decoder, σ² with the perturbation, and the rows (n, D), perturbed once."""
+
+    decoder: Any
+    noise_variance: Any
+    rows: Any
+
+
+def check(model, method):
+    """Raise where there is no grid, or the likelihood is no fixed function."""
+    if model.latent_dim not in grid.NODES:
+        raise ValueError(
+            "EM of networks sums over a grid of latents, which latent_dim=1 and latent_dim=2 "
+            f"have, got {model.latent_dim}; use VariationalInference()"
+        )
+    if not isinstance(model.perturbation, float):
+        raise ValueError(
+            "EM of networks is for one perturbation, such as perturbation=0.1, got "
+            f"{model.perturbation!r}; VariationalInference() chooses"
+        )
+    if model.fresh and model.perturbation > 0.0:
+        raise ValueError(
+            "EM of networks perturbs rows once for all: state fresh=False; fresh noise is for "
+            "VariationalInference()"
+        )
+    if model.noise_prior is not None:
+        raise ValueError(
+            "EM of networks maximises the likelihood: noise_prior must be None, got "
+            f"{describe(model.noise_prior)}"
+        )
+
+
+def start(model, data, key, lane, initial) -> GridParameters:
+    """Random weights, the module that was given, or an earlier fit's networks."""
+    parameters = deep.start(model, data, key_of_lane(key, lane))
+    if initial is not None:
+        source, _ = with_sites(model, data, initial)
+        parameters = deep.continued(model, data, parameters, source.networks)
+    variance = deep.noise_variance_of(data, parameters, data.perturbation)
+    chosen = jnp.arange(data.values.shape[0])
+    rows = model.variational_rows(data, chosen, data.perturbation, jax.random.key(0))
+    return GridParameters(parameters.decoder, variance, rows)
+
+
+def _decoded(model, data, decoder):
+    return deep.decode(model, data, decoder, grid.nodes(model.latent_dim, data.values.dtype))
+
+
+def _log_joint(model, data, parameters):
+    decoded = _decoded(model, data, parameters.decoder)
+    return grid.log_joint(decoded, parameters.noise_variance, parameters.rows)
+
+
+def _total(data, joint):
+    return jnp.sum(logsumexp(joint, axis=1)) - data.log_unit
+
+
+def step(model, data, parameters):
+    """New parameters, and the objective of the old ones; O(n M D) and a pass of M rows."""
+    rows = parameters.rows
+    joint = _log_joint(model, data, parameters)
+    share = jax.nn.softmax(joint, axis=1)
+    weights, sums, squares = jnp.sum(share, axis=0), share.T @ rows, jnp.sum(rows**2)
+
+    def misfit(decoder):
+        found = _decoded(model, data, decoder)
+        fitted = jnp.sum(weights[:, None] * found**2 - 2.0 * found * sums)
+        return (squares + fitted) / rows.size
+
+    decoder = deep.lessened(misfit, parameters.decoder)
+    noise = deep.noise_variance_from(data, misfit(decoder))
+    return GridParameters(decoder, noise, rows), _total(data, joint)
+
+
+def change(model, data, new, old):
+    """Of what nodes are decoded to, and of the noise variance."""
+    return relative_change(
+        *((_decoded(model, data, each.decoder), each.noise_variance) for each in (new, old))
+    )
+
+
+def objective(model, data, parameters):
+    """Log likelihood of the perturbed rows."""
+    return _total(data, _log_joint(model, data, parameters))
+
+
+def finish(model, data, parameters):
+    """Latents on the grid, the log likelihood, and whether the noise is at its smallest."""
+    networks = deep.trained(parameters.decoder, None, parameters.noise_variance, data.perturbation)
+    return (
+        GridLatents(networks),
+        objective(model, data, parameters),
+        deep.is_shrunken(data, networks),
+    )
