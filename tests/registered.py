@@ -261,6 +261,17 @@ def _singular_distribution():
             "EM": random_numbers | {"batch": "what line searches find depends on rounding"}
         },
     )
+    wide = np.column_stack([circle, 0.3 * np.sin(2.0 * angle)])
+    yield Registered(
+        "singular_distribution_weighted",
+        bk.models.SingularDistribution(3, decoder=(4, 1), perturbation=0.2, fresh=False),
+        wide + 0.05 * generator.normal(size=wide.shape),
+        methods()[:1],
+        full=True,
+        expected_failed={
+            "EM": random_numbers | {"batch": "what line searches find depends on rounding"}
+        },
+    )
     yield Registered(
         "singular_distribution_networks",
         bk.models.SingularDistribution(2, decoder=(8, 1), perturbation=0.2),

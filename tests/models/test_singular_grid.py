@@ -137,9 +137,8 @@ def test_perturbed_rows_are_drawn_once_and_in_two_dimensions_too(rows):
     assert posterior.encode().mean.shape == (80, 2)
 
 
-def test_what_has_no_grid_is_told(rows):
+def test_what_is_no_fixed_function_is_told(rows):
     for arguments, message in (
-        ({"latent_dim": 3}, r"latent_dim=1 and latent_dim=2 have, got 3; .*VariationalInference"),
         ({}, "for one perturbation, such as perturbation=0.1, got 'auto'"),
         ({"perturbation": (0.1, 0.2)}, r"got \(0.1, 0.2\)"),
         ({"perturbation": 0.1}, "state fresh=False"),

@@ -364,7 +364,7 @@ def test_levels_that_broke_down_are_not_chosen_and_shrunken_noise_is_reported():
         assert chosen != 1
         assert approximation.densities[1] == -np.inf
         assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(approximation))
-        assert bool(diagnosed) == (approximation.networks.level == 0)
+        assert bool(diagnosed.singular) == (approximation.networks.level == 0)
     # All three have the same networks: differences are within their errors, the smallest is taken.
     assert [int(chosen) for _, chosen, _ in found.values()] == [0, 2]
     (text,) = model.caveats(found["none"][2])

@@ -1,13 +1,28 @@
 """What posteriors of singular distributions have in common."""
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 from bayeskit.models.tables import log_units
 from bayeskit.results import AbstractApproximation
 
 ROW_BLOCK = 64  # rows that are computed at a time
 PARTICLES = 1000  # draws that densities are averaged over
+
+
+class Doubts(NamedTuple):
+    """What users are warned about after a fit.
+
+    Attributes
+    ----------
+    singular : bool
+        Whether the noise is as small as it can be, and the rows were not perturbed.
+    optimism : scalar
+        Nats a row by which random numbers that a fit knows are better than others.
+    """
+
+    singular: Any
+    optimism: Any = 0.0
 
 
 class Decoding(AbstractApproximation):

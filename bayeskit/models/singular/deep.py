@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 
 from bayeskit.codec import storable
+from bayeskit.models.priors import describe
 
 START = 0.3  # of σ₀, where the user states none
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
@@ -103,6 +104,31 @@ def sizes(model, features) -> dict[str, int]:
         name: sum(leaf.size for leaf in jax.tree.leaves(network))
         for name, network in zip(("decoder", "encoder"), networks, strict=True)
     }
+
+
+def check_fixed(model):
+    """Raise where the likelihood of perturbed rows is no fixed function of the networks alone."""
+    if not isinstance(model.perturbation, float):
+        raise ValueError(
+            "EM of networks is for one perturbation, such as perturbation=0.1, got "
+            f"{model.perturbation!r}; VariationalInference() chooses"
+        )
+    if model.fresh and model.perturbation > 0.0:
+        raise ValueError(
+            "EM of networks perturbs rows once for all: state fresh=False; fresh noise is for "
+            "VariationalInference()"
+        )
+    if model.noise_prior is not None:
+        raise ValueError(
+            "EM of networks maximises the likelihood: noise_prior must be None, got "
+            f"{describe(model.noise_prior)}"
+        )
+
+
+def perturbed_once(model, data):
+    """All rows with the one level's noise, always the same."""
+    rows = jnp.arange(data.values.shape[0])
+    return model.variational_rows(data, rows, data.perturbation, jax.random.key(0))
 
 
 def start(model, data, key) -> NetworkParameters:
@@ -200,13 +226,13 @@ def unpacked(model, data, networks):
     )
 
 
-def log_weights(model, data, networks, noise_variance, values, key, particles):
-    """Log importance weights (particles, m) of latents given rows (m, D).
+def proposed(model, data, encoder, values, key, particles):
+    """Latents (particles, m, q) of rows (m, D), and log ratios (particles, m) to weigh them by.
 
-    Half of the latents are drawn from their prior and half around the encoder's, and weighed as
-    draws of the mixture of the two, so that no weight is large where the encoder is wrong.
+    Half are drawn from their prior and half around the encoder's, and weighed as draws of the
+    mixture of the two, so that no weight is large where the encoder is wrong. The ratios are of
+    the prior and that mixture.
     """
-    decoder, encoder = unpacked(model, data, networks)
     mean, log_deviation = encode(model, data, encoder, values)
     deviation = jnp.sqrt(_INFLATION) * jnp.exp(log_deviation)
     white = jax.random.normal(key, (particles, *mean.shape), mean.dtype)
@@ -214,9 +240,14 @@ def log_weights(model, data, networks, noise_variance, values, key, particles):
     latents = jnp.where(near, mean + deviation * white, white)
     prior = log_normal(latents, 0.0, 1.0)
     guide = log_normal(latents, mean, deviation**2)
-    proposal = jnp.logaddexp(prior, guide) - jnp.log(2.0)
-    likelihood = log_normal(values, decode(model, data, decoder, latents), noise_variance)
-    return likelihood + prior - proposal
+    return latents, prior - (jnp.logaddexp(prior, guide) - jnp.log(2.0))
+
+
+def log_weights(model, data, networks, noise_variance, values, key, particles):
+    """Log importance weights (particles, m) of latents given rows (m, D)."""
+    decoder, encoder = unpacked(model, data, networks)
+    latents, ratios = proposed(model, data, encoder, values, key, particles)
+    return ratios + log_normal(values, decode(model, data, decoder, latents), noise_variance)
 
 
 def log_densities(model, data, networks, noise_variance, values, key, particles):

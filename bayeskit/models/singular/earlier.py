@@ -5,9 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
+from bayeskit.models.singular import deep
 from bayeskit.models.singular.data import decoder_of, networks_of, sites_of
 from bayeskit.models.singular.linear_latents import GivenDecoder
-from bayeskit.models.singular.network_latents import EncodedLatents, GridLatents
+from bayeskit.models.singular.network_latents import GridLatents, encoded_latents
 
 
 def given(model, data):
@@ -23,8 +24,7 @@ def in_trained_units(data, networks, center, unit):
     view = eqx.tree_at(lambda d: (d.values, d.center, d.unit), data, (moved, center, unit))
     if networks.encoder is None:
         return GridLatents(networks), view
-    levels = networks.level[None]
-    return EncodedLatents(networks, levels, jnp.zeros_like(levels), jnp.zeros_like(levels)), view
+    return encoded_latents(networks), view
 
 
 def given_sites(model, data):
@@ -43,3 +43,12 @@ def with_sites(model, data, sites):
     if model.is_linear:
         return GivenDecoder(decoder_of(found, data.center, data.unit)), data
     return in_trained_units(data, *networks_of(found))
+
+
+def started(model, data, key, initial) -> deep.NetworkParameters:
+    """Start values of networks: random ones, the user's own, or those of an earlier fit."""
+    parameters = deep.start(model, data, key)
+    if initial is None:
+        return parameters
+    source, _ = with_sites(model, data, initial)
+    return deep.continued(model, data, parameters, source.networks)

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from bayeskit.models.base import key_of_lane, relative_change
-from bayeskit.models.priors import describe
 from bayeskit.models.singular import deep, grid
-from bayeskit.models.singular.earlier import with_sites
+from bayeskit.models.singular.decoding import Doubts
+from bayeskit.models.singular.earlier import started
 from bayeskit.models.singular.network_latents import GridLatents
 
 M_STEP = "generalized"
@@ -35,39 +35,15 @@ class GridParameters(NamedTuple):
 
 
 def check(model, method):
-    """Raise where there is no grid, or the likelihood is no fixed function."""
-    if model.latent_dim not in grid.NODES:
-        raise ValueError(
-            "EM of networks sums over a grid of latents, which latent_dim=1 and latent_dim=2 "
-            f"have, got {model.latent_dim}; use VariationalInference()"
-        )
-    if not isinstance(model.perturbation, float):
-        raise ValueError(
-            "EM of networks is for one perturbation, such as perturbation=0.1, got "
-            f"{model.perturbation!r}; VariationalInference() chooses"
-        )
-    if model.fresh and model.perturbation > 0.0:
-        raise ValueError(
-            "EM of networks perturbs rows once for all: state fresh=False; fresh noise is for "
-            "VariationalInference()"
-        )
-    if model.noise_prior is not None:
-        raise ValueError(
-            "EM of networks maximises the likelihood: noise_prior must be None, got "
-            f"{describe(model.noise_prior)}"
-        )
+    """Raise where the likelihood is no fixed function."""
+    deep.check_fixed(model)
 
 
 def start(model, data, key, lane, initial) -> GridParameters:
     """Random weights, the module that was given, or an earlier fit's networks."""
-    parameters = deep.start(model, data, key_of_lane(key, lane))
-    if initial is not None:
-        source, _ = with_sites(model, data, initial)
-        parameters = deep.continued(model, data, parameters, source.networks)
-    variance = deep.noise_variance_of(data, parameters, data.perturbation)
-    chosen = jnp.arange(data.values.shape[0])
-    rows = model.variational_rows(data, chosen, data.perturbation, jax.random.key(0))
-    return GridParameters(parameters.decoder, variance, rows)
+    found = started(model, data, key_of_lane(key, lane), initial)
+    variance = deep.noise_variance_of(data, found, data.perturbation)
+    return GridParameters(found.decoder, variance, deep.perturbed_once(model, data))
 
 
 def _decoded(model, data, decoder):
@@ -118,5 +94,5 @@ def finish(model, data, parameters):
     return (
         GridLatents(networks),
         objective(model, data, parameters),
-        deep.is_shrunken(data, networks),
+        Doubts(deep.is_shrunken(data, networks)),
     )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from bayeskit.models.base import first_or, relative_change
 from bayeskit.models.singular import linear
 from bayeskit.models.singular.arguments import described
+from bayeskit.models.singular.decoding import Doubts
 from bayeskit.models.singular.earlier import with_sites
 from bayeskit.models.singular.linear_latents import GivenDecoder
 
@@ -84,7 +85,7 @@ def finish(model, data, decoder):
     """Exact latents along principal axes, the objective, and whether there is no noise."""
     rotation = linear.principal_axes(decoder.loadings)
     found = decoder._replace(loadings=decoder.loadings @ rotation)
-    return GivenDecoder(found), objective(model, data, found), is_singular(data, found)
+    return GivenDecoder(found), objective(model, data, found), Doubts(is_singular(data, found))
 
 
 def is_singular(data, decoder):

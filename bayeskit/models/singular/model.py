@@ -28,15 +28,26 @@ from bayeskit.models.base import (
 )
 from bayeskit.models.priors import check_prior, describe, is_conjugate
 from bayeskit.models.singular import data as preparation
-from bayeskit.models.singular import deep, grid_em, linear, linear_em, messages, selection
+from bayeskit.models.singular import (
+    deep,
+    grid,
+    grid_em,
+    linear,
+    linear_em,
+    messages,
+    sampled_em,
+    selection,
+)
 from bayeskit.models.singular.arguments import described, levels, network
-from bayeskit.models.singular.earlier import given, given_sites, with_sites
+from bayeskit.models.singular.decoding import Doubts
+from bayeskit.models.singular.earlier import given, given_sites, started, with_sites
 from bayeskit.models.singular.linear_latents import DecoderMeanField
 from bayeskit.models.singular.network_latents import EncodedLatents
 from bayeskit.models.singular.posterior import SingularDistributionPosterior
 from bayeskit.models.singular.sampled_latents import KnownLatents, log_given_latents
 from bayeskit.validation import check_integer, check_positive
 
+_OPTIMISM = 0.5  # nats a row
 _LEAST_ROWS = 20
 _LEAST_TO_CHOOSE = 50
 
@@ -98,7 +109,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     ``EM`` of networks with one or two latents sums over a grid of them, of rows that are perturbed
     once (``fresh=False``, one level): its likelihood never falls, and it needs no encoder.
     Responsibilities take O(n M) memory, for M = 256 nodes of a line and 400 of a plane; latents
-    beyond the outermost nodes are generated at these.
+    beyond the outermost nodes are generated at these. With more latents they are drawn, 20 a row,
+    from the encoder with the same random numbers in every step, and weighted: EM then climbs the
+    importance-weighted bound at these numbers, without ever falling, takes all rows in every step,
+    and has no evidence. It is for going on from a trained model (``initial=posterior``): from
+    scratch, ``VariationalInference`` gets further in less time.
 
     Networks are else trained by ``VariationalInference``, on complete rows only. Their sites are
     ``latents``, ``noise_variance``, ``perturbation``, ``decoder_weights`` and ``encoder_weights``
@@ -281,7 +296,9 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     @property
     def _em(self):
         """How expectations are taken: one of several modules with the same functions."""
-        return linear_em if self.is_linear else grid_em
+        if self.is_linear:
+            return linear_em
+        return grid_em if self.latent_dim in grid.NODES else sampled_em
 
     @property
     def m_steps(self):
@@ -289,7 +306,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         return (self._em.M_STEP,)
 
     def check_em(self, method):
-        """Linear decoders at one level have closed forms, networks grids of few dimensions."""
+        """Closed forms are of one level, and so are fixed functions of networks."""
         self._em.check(self, method)
 
     def em_init(self, data, key, lane, initial, m_step):
@@ -314,17 +331,25 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def caveats(self, diagnostics):
         """Data without noise of their own and without perturbation have no maximum."""
-        if not bool(diagnostics):
-            return ()
-        what = (
-            f"the rows lie in a plane of dimension {self.latent_dim}, to rounding,"
-            if self.is_linear
-            else "the noise of the networks has shrunk to its smallest,"
-        )
-        return (
-            f"{what} and the rows were not perturbed: the distribution is singular, its likelihood "
-            "unbounded, and the noise variance says nothing; give perturbation=0.1 or so",
-        )
+        found = ()
+        if bool(diagnostics.singular):
+            what = (
+                f"the rows lie in a plane of dimension {self.latent_dim}, to rounding,"
+                if self.is_linear
+                else "the noise of the networks has shrunk to its smallest,"
+            )
+            found += (
+                f"{what} and the rows were not perturbed: the distribution is singular, its "
+                "likelihood unbounded, and the noise variance says nothing; give perturbation=0.1 "
+                "or so",
+            )
+        if diagnostics.optimism > _OPTIMISM:
+            found += (
+                f"the bound is {float(diagnostics.optimism):.2g} nats a row higher at the random "
+                "numbers of EM than at others: the networks have learnt these; give smaller "
+                "networks, fewer iterations, or VariationalInference(), which draws new ones",
+            )
+        return found
 
     # Messages
 
@@ -358,7 +383,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         found = messages.rotated(messages_)
         bound = self.messages_bound(data, found) if data.proper else None
         singular = linear_em.is_singular(data, messages.center(found))
-        return DecoderMeanField(found), bound, singular
+        return DecoderMeanField(found), bound, Doubts(singular)
 
     # Markov chain Monte Carlo
 
@@ -435,11 +460,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def variational_init(self, data, key, initial):
         """Random weights, the modules that were given, or an earlier fit's weights."""
-        parameters = deep.start(self, data, key)
-        if initial is None:
-            return parameters
-        source, _ = with_sites(self, data, initial)
-        return deep.continued(self, data, parameters, source.networks)
+        return started(self, data, key, initial)
 
     def variational_rows(self, data, rows, setting, key):
         """Rows with noise: of the batch's key, or of keys of their own."""
@@ -470,4 +491,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         else:
             chosen, *compared = selection.compared(self, data, networks, settings, held_out, key)
         found = jax.tree.map(lambda leaf: leaf[chosen], networks)
-        return EncodedLatents(found, settings, *compared), chosen, deep.is_shrunken(data, found)
+        return (
+            EncodedLatents(found, settings, *compared),
+            chosen,
+            Doubts(deep.is_shrunken(data, found)),
+        )

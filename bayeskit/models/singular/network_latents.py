@@ -121,6 +121,12 @@ class EncodedLatents(_Trained):
         return logsumexp(weights, axis=1) - jnp.log(float(particles)), weights
 
 
+def encoded_latents(networks) -> EncodedLatents:
+    """Of networks of one level, among which there was no choice."""
+    levels = networks.level[None]
+    return EncodedLatents(networks, levels, jnp.zeros_like(levels), jnp.zeros_like(levels))
+
+
 class GridLatents(_Trained):
     """Latents on a grid with their exact probabilities, decoder given."""
 
