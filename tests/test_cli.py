@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def test_parts_must_be_real_and_imaginary():
 
 
 def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr("bayeskit.cli.quickstart._FRACTIONS", (0.49,))
+    monkeypatch.setattr(sys.modules["bayeskit.cli.quickstart"], "_FRACTIONS", (0.49,))
     out = tmp_path / "quickstart"
     result = runner.invoke(
         cli.app,
