@@ -17,8 +17,10 @@ from bayeskit.validation import coordinates_along, dimension_name, is_numeric, v
 _LARGEST = 1e100  # numbers in the user's units
 
 
-def array_of(name, data, axes=2):
+def array_of(name, data, axes=2, expected=None):
     """Numbers of any accepted form of data, NaN where one is missing.
+
+    ``expected`` is what errors call the shape; ``(n, d)`` or ``(batch, n, d)`` by default.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def array_of(name, data, axes=2):
     values = np.asarray(gathered(values_of(name, data)))
     if not is_numeric(values) or values.dtype.kind == "c":
         raise TypeError(f"{name} must be real numbers, got {values.dtype}")
-    expected = "(n, d)" if axes == 2 else "(batch, n, d)"
+    expected = expected or ("(n, d)" if axes == 2 else "(batch, n, d)")
     if values.ndim != axes or values.size == 0:
         raise ValueError(f"{name} must have the shape {expected}, got {values.shape}")
     single = values.dtype.itemsize <= 4 and values.dtype.kind == "f"

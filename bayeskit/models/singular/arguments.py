@@ -12,13 +12,13 @@ def described(network):
     return repr(network) if isinstance(network, (tuple, str)) else type(network).__name__
 
 
-def network(name, value, word):
-    """Width and depth, a word, or a module."""
+def network(name, value, words):
+    """Width and depth, one of some words, or a module."""
     if deep.is_network_shape(value) or isinstance(value, eqx.Module):
         return value
-    if isinstance(value, str) and value == word:
+    if isinstance(value, str) and value in words:
         return value
-    expected = "" if word is None else f", {word!r}"
+    expected = "".join(f", {word!r}" for word in words)
     raise TypeError(
         f"{name} must be a pair of width and depth such as (64, 2){expected} or an equinox module, "
         f"got {value!r}"

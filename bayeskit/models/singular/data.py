@@ -1,5 +1,6 @@
 """From tables to what the computations use: checks, one unit for all columns, known decoders."""
 
+import math
 import warnings
 from typing import Any
 
@@ -12,10 +13,10 @@ import pandas as pd
 from bayeskit.errors import ConditioningWarning
 from bayeskit.models import tables
 from bayeskit.models.priors import inverse_gamma
-from bayeskit.models.singular import deep, support
+from bayeskit.models.singular import deep, images, support
 from bayeskit.models.singular.linear import LinearDecoder
 from bayeskit.results import Labels
-from bayeskit.validation import coordinates_along
+from bayeskit.validation import coordinates_along, dimension_name
 
 _OBSERVED = "x"
 _SEEN = 0.01  # of the unit: networks do not see ties that are closer
@@ -58,6 +59,8 @@ class SingularTable(eqx.Module):
     spacing : array (D,) or None
         Of columns with multiples of one number, in ``unit``, and zero of others; ``None`` where
         all are zero.
+    shape : tuple of int
+        Of one row: (D,), or of an image whose pixels it has.
     noise_learned : bool
     proper : bool
         Whether nothing has a flat prior.
@@ -74,6 +77,7 @@ class SingularTable(eqx.Module):
     noise_prior: Any
     given: Any
     spacing: Any
+    shape: tuple = eqx.field(static=True)
     noise_learned: bool = eqx.field(static=True)
     proper: bool = eqx.field(static=True)
 
@@ -100,7 +104,7 @@ def is_trained(model):
 
 def prepare(model, data, batch):
     """Tables, labels and groups of one data set, or of several stacked on axis 0."""
-    values = tables.array_of("data", data, 3 if batch else 2)
+    values, shape = images.rows_of(data, batch)
     items = values if batch else values[None]
     count, features = items.shape[1:]
     if features <= model.latent_dim:
@@ -127,17 +131,17 @@ def prepare(model, data, batch):
                 f"data has {len(holes)} missing values (NaN), the first at index {first}; only "
                 "decoder='linear' takes them"
             )
-        deep.check_shapes(model, features)
-    made = [_table(model, item, missing, batch) for item in items]
+        deep.check_shapes(model, shape)
+    made = [_table(model, item, shape, missing, batch) for item in items]
     if not model.is_linear:
         made = _with_ties(data, made, items)
         if not batch:
             _check_connected(made[0])
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
-    return table, _labels(model, data, values, batch), _groups(data, values, batch)
+    return table, _labels(model, data, shape, batch), _groups(data, values, shape, batch)
 
 
-def _table(model, values, missing, batch):
+def _table(model, values, shape, missing, batch):
     dtype = values.dtype
     observed = ~np.isnan(values)
     whole = values.astype(np.float64)
@@ -167,8 +171,9 @@ def _table(model, values, missing, batch):
         jnp.asarray(known_noise, dtype),
         jnp.asarray(deep.START if model.noise_start is None else model.noise_start, dtype),
         inverse_gamma(model.noise_prior, jnp.asarray(unit**2, dtype), dtype),
-        _given(model, center, unit, dtype),
+        _given(model, shape, center, unit, dtype),
         None,
+        shape,
         model.noise_scale is None,
         model.noise_scale is not None or model.noise_prior is not None,
     )
@@ -236,13 +241,13 @@ def _warn(message):
     warnings.warn(message, ConditioningWarning, stacklevel=6)
 
 
-def _given(model, center, unit, dtype):
+def _given(model, shape, center, unit, dtype):
     """The decoder of a trained model, linear ones in the units of these data."""
     features = center.size
     if model.is_linear:
         shapes = ((features, model.latent_dim), (features,), ())
     else:
-        sizes = deep.sizes(model, features)
+        sizes = deep.sizes(model, shape)
         shapes = ((sizes["decoder"],), (sizes["encoder"],), (), (), (features,), ())
     names = sites_of(model)
     if model.estimates is not None and _ENCODER not in model.estimates:
@@ -279,12 +284,27 @@ def networks_of(sites):
     return deep.Networks(decoder, encoder, noise / unit**2, level / unit), center, unit
 
 
-def _labels(model, data, values, batch):
-    row, feature, rows, features = tables.names_of(data, batch)
+def _names_of(data, batch, shape):
+    """As :func:`bayeskit.models.tables.names_of`; the features of images are pixels."""
+    if len(shape) == 1:
+        return tables.names_of(data, batch)
+    lead = int(batch)
+    return (
+        dimension_name(data, lead, "observation"),
+        "pixel",
+        coordinates_along(data, lead),
+        None,
+    )
+
+
+def _labels(model, data, shape, batch):
+    row, feature, rows, features = _names_of(data, batch, shape)
+    of_image = images.dimensions_of(data, batch, shape)
     reserved = {"batch", "chain", "draw", "iteration", "part", "latent"}
-    if row == feature or {row, feature} & reserved:
+    names = (row, feature, *of_image)
+    if len(set(names)) < len(names) or set(names) & reserved:
         raise ValueError(
-            f"data has the dimensions {(row, feature)}; they need names of their own, other than "
+            f"data has the dimensions {names}; they need names of their own, other than "
             f"{sorted(reserved)}"
         )
     dims = {"latents": (row, "latent"), "noise_variance": (), _OBSERVED: (row, feature)}
@@ -293,15 +313,19 @@ def _labels(model, data, values, batch):
     else:
         dims |= {"perturbation": (), "center": (feature,), "unit": ()}
         dims |= {f"{name}_weights": (f"{name}_weight",) for name in ("decoder", "encoder")}
-    features = np.arange(values.shape[-1]) if features is None else features
-    known = {row: rows, feature: features, "latent": np.arange(model.latent_dim)}
+    if of_image:
+        dims[images.SITE] = tuple(of_image)
+    features = np.arange(math.prod(shape)) if features is None else features
+    known = {row: rows, feature: features, "latent": np.arange(model.latent_dim), **of_image}
     if batch:
         known["batch"] = coordinates_along(data, 0)
     coords = {name: values for name, values in known.items() if values is not None}
     return Labels(dims, coords, _OBSERVED)
 
 
-def _groups(data, values, batch):
-    row, feature, _, _ = tables.names_of(data, batch)
-    dims = ("batch",) * bool(batch) + (row, feature)
+def _groups(data, values, shape, batch):
+    row, feature, _, _ = _names_of(data, batch, shape)
+    of_one = tuple(images.dimensions_of(data, batch, shape)) or (feature,)
+    dims = ("batch",) * bool(batch) + (row, *of_one)
+    values = values.reshape(*values.shape[:-1], *shape)
     return {"observed_data": {_OBSERVED: (dims, values)}, "constant_data": {}}

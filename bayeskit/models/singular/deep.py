@@ -8,6 +8,8 @@ data decodes the perturbation itself. Unless stated, :math:`\sigma_0` starts at 
 data's standard deviation: noise that shrinks during training is a perturbation that is annealed.
 """
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,7 +21,9 @@ from jax.scipy.special import logsumexp
 
 from bayeskit.codec import storable
 from bayeskit.models.priors import describe
+from bayeskit.models.singular.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 
+CONVOLUTIONAL = "convolutional"
 START = 0.3  # of σ₀, where the user states none
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
 _LOG_DEVIATIONS = (-8.0, 3.0)
@@ -58,28 +62,44 @@ def is_network_shape(value) -> bool:
     )
 
 
-def built(model, features, key):
-    """Decoder and encoder: the user's own, or of random weights."""
+def built(model, shape, key):
+    """Decoder and encoder of rows of a shape: the user's own, or of random weights."""
     for_decoder, for_encoder = jax.random.split(key)
+    latents, features = model.latent_dim, math.prod(shape)
+    decodes = partial(ConvolutionalDecoder, latents, shape)
+    encodes = partial(ConvolutionalEncoder, shape, 2 * latents)
     return (
-        _network(model.decoder, model.latent_dim, features, for_decoder),
-        _network(model.encoder, features, 2 * model.latent_dim, for_encoder),
+        _network(model.decoder, latents, features, decodes, for_decoder),
+        _network(model.encoder, features, 2 * latents, encodes, for_encoder),
     )
 
 
-def _network(stated, inputs, outputs, key):
+def _network(stated, inputs, outputs, convolutional, key):
+    if is_convolutional(stated):
+        return convolutional(key=key)
     if not isinstance(stated, tuple):
         return stated
     width, depth = stated
     return eqx.nn.MLP(inputs, outputs, width, depth, jax.nn.relu, key=key)
 
 
-def check_shapes(model, features):
-    """Raise ``ValueError`` where a network of the user's maps between other dimensions."""
+def is_convolutional(stated) -> bool:
+    """Whether a decoder or encoder is the default of images."""
+    return isinstance(stated, str) and stated == CONVOLUTIONAL
+
+
+def check_shapes(model, shape):
+    """Raise ``ValueError`` where a network maps between other shapes than those of the data."""
+    features = math.prod(shape)
     sizes = ((model.latent_dim, features), (features, 2 * model.latent_dim))
     for name, size in zip(("decoder", "encoder"), sizes, strict=True):
         network = getattr(model, name)
-        if isinstance(network, tuple):
+        if is_convolutional(network) and len(shape) == 1:
+            raise ValueError(
+                f"{name}={network!r} is for images (n, height, width) or (n, height, width, "
+                f"channels), got rows of {features} numbers"
+            )
+        if isinstance(network, (tuple, str)):
             continue
         expected = f"{name} must map an array of shape ({size[0]},) to one of shape ({size[1]},)"
         try:
@@ -90,16 +110,16 @@ def check_shapes(model, features):
             raise ValueError(f"{expected}, got {found}")
 
 
-def split(model, features, dtype, key=None):
+def split(model, shape, dtype, key=None):
     """Arrays of both networks in one type, and what else they are made of."""
-    networks = built(model, features, jax.random.key(0) if key is None else key)
+    networks = built(model, shape, jax.random.key(0) if key is None else key)
     arrays, rest = eqx.partition(networks, eqx.is_inexact_array)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arrays), rest
 
 
-def sizes(model, features) -> dict[str, int]:
+def sizes(model, shape) -> dict[str, int]:
     """Numbers of weights of both networks."""
-    networks, _ = split(model, features, jnp.float32)
+    networks, _ = split(model, shape, jnp.float32)
     return {
         name: sum(leaf.size for leaf in jax.tree.leaves(network))
         for name, network in zip(("decoder", "encoder"), networks, strict=True)
@@ -134,7 +154,7 @@ def perturbed_once(model, data):
 def start(model, data, key) -> NetworkParameters:
     """Start values of a fit."""
     dtype = data.values.dtype
-    (decoder, encoder), _ = split(model, data.center.shape[0], dtype, key)
+    (decoder, encoder), _ = split(model, data.shape, dtype, key)
     scale = data.noise_start if data.noise_learned else jnp.sqrt(data.noise_variance)
     return NetworkParameters(decoder, encoder, jnp.log(jnp.asarray(scale, dtype)))
 
@@ -184,7 +204,7 @@ def is_shrunken(data, networks):
 
 def encode(model, data, encoder, values):
     """Means and log standard deviations (m, q) of the latents of rows (m, D)."""
-    _, (_, rest) = split(model, data.center.shape[0], values.dtype)
+    _, (_, rest) = split(model, data.shape, values.dtype)
     found = jax.vmap(eqx.combine(encoder, rest))(values)
     mean, log_deviation = jnp.split(found, 2, axis=-1)
     return mean, jnp.clip(log_deviation, *_LOG_DEVIATIONS)
@@ -192,7 +212,7 @@ def encode(model, data, encoder, values):
 
 def decode(model, data, decoder, latents):
     """Rows (*, D) of latents (*, q)."""
-    _, (rest, _) = split(model, data.center.shape[0], latents.dtype)
+    _, (rest, _) = split(model, data.shape, latents.dtype)
     flat = jax.vmap(eqx.combine(decoder, rest))(latents.reshape(-1, latents.shape[-1]))
     return flat.reshape(*latents.shape[:-1], -1)
 
@@ -219,7 +239,7 @@ def trained(decoder, encoder, noise_variance, level) -> Networks:
 
 def unpacked(model, data, networks):
     """Arrays of both networks from their weights, ``None`` of one that there is not."""
-    arrays, _ = split(model, data.center.shape[0], data.values.dtype)
+    arrays, _ = split(model, data.shape, data.values.dtype)
     return tuple(
         None if flat is None else ravel_pytree(like)[1](flat)
         for like, flat in zip(arrays, (networks.decoder, networks.encoder), strict=True)

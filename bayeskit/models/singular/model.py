@@ -32,6 +32,7 @@ from bayeskit.models.singular import (
     deep,
     grid,
     grid_em,
+    images,
     linear,
     linear_em,
     messages,
@@ -59,12 +60,12 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     ----------
     latent_dim : int
         q, below the number of columns of the data.
-    decoder : pair of int, "linear" or equinox module
+    decoder : pair of int, "linear", "convolutional" or equinox module
         f: width and depth of a network; ``"linear"``, probabilistic principal component analysis;
-        or a module from arrays (q,) to arrays (D,).
-    encoder : pair of int or equinox module, optional
+        ``"convolutional"``, for images; or a module from arrays (q,) to arrays (D,).
+    encoder : pair of int, "convolutional" or equinox module, optional
         Of the latents' means and log standard deviations: a module from arrays (D,) to arrays
-        (2 q,); by default of the decoder's width and depth. A linear decoder has none.
+        (2 q,); by default of the decoder's kind. A linear decoder has none.
     perturbation : "auto", float or sequence of float
         Standard deviation of the noise that is added to the data, in units of their standard
         deviation: the root of the mean variance of the columns. Of several, one is chosen by
@@ -92,9 +93,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     Data for :func:`bayeskit.infer`: an array (n, D), a DataFrame of numbers, or a DataArray; NaN
     are missing values, which are integrated out (at random missing). Columns are centred and all
     divided by one number, so that noise of one size in all of them stays so: columns of different
-    units should be divided by their own first. Sites of a linear decoder: ``latents`` (n, q),
-    ``loadings`` (D, q), ``offset`` (D,), and ``noise_variance``, which includes the perturbation.
-    Loadings lie along their principal axes.
+    units should be divided by their own first. Images (n, H, W) or (n, H, W, C) are rows of D
+    numbers, in NumPy's order, for modules and sites; ``generate`` and ``predict`` give images
+    again. Sites of a linear decoder: ``latents`` (n, q), ``loadings`` (D, q), ``offset`` (D,), and
+    ``noise_variance``, which includes the perturbation. Loadings lie along their principal axes.
 
     Nothing is drawn to perturb the data of a linear decoder: results are expectations over fresh
     noise, under which its loadings stay and the noise variance grows by the perturbation's square.
@@ -159,12 +161,14 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         noise_prior=None,
     ):
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
-        self.decoder = network("decoder", decoder, "linear")
+        self.decoder = network("decoder", decoder, ("linear", deep.CONVOLUTIONAL))
         if encoder is None:
-            encoder = decoder if isinstance(decoder, tuple) else (64, 2)
+            encoder = decoder if isinstance(decoder, (tuple, str)) else (64, 2)
         elif self.is_linear:
             raise ValueError(f"encoder must be None beside decoder='linear', got {encoder!r}")
-        self.encoder = None if self.is_linear else network("encoder", encoder, None)
+        self.encoder = (
+            None if self.is_linear else network("encoder", encoder, (deep.CONVOLUTIONAL,))
+        )
         self.perturbation = levels(perturbation)
         self.fresh = bool(fresh)
         self.noise_scale = (
@@ -200,7 +204,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     @property
     def is_linear(self) -> bool:
         """Whether the decoder is linear."""
-        return isinstance(self.decoder, str)
+        return isinstance(self.decoder, str) and self.decoder == "linear"
 
     def levels_of(self, rows) -> tuple[float, ...]:
         """The levels of the perturbation of that many rows."""
@@ -254,8 +258,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         )
 
     def prediction_target(self, inputs, labels):
-        """Rows, complete or not."""
-        return tables.rows_target(inputs, labels)
+        """Rows, complete or not, or images."""
+        return tables.rows_target(images.as_rows(inputs, labels), labels)
 
     def start_from(self, posterior, data, labels):
         """What a linear decoder or networks are made of, by site."""
@@ -264,7 +268,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             features = data.center.shape[-1]
             shapes = {"loadings": (features, self.latent_dim), "offset": (features,)}
         else:
-            given = deep.sizes(self, data.center.shape[-1])
+            given = deep.sizes(self, data.shape)
             shapes = {f"{name}_weights": (size,) for name, size in given.items()}
             if "encoder_weights" not in mean:  # of EM: it starts at random
                 del shapes["encoder_weights"]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from arviz_stats.base import array_stats
 
+from bayeskit.models.singular import images
 from bayeskit.models.singular.decoding import PARTICLES, ROW_BLOCK
 from bayeskit.models.singular.earlier import given
 from bayeskit.models.singular.network_latents import EncodedLatents
@@ -90,11 +91,21 @@ class SingularDistributionPosterior(Posterior):
         Returns
         -------
         numpy.ndarray (num_rows, D)
-            A leading axis ``batch`` for a batch. Where the decoder is uncertain, every row is drawn
-            with a decoder of its own.
+            Of images (num_rows, H, W) or (num_rows, H, W, C). A leading axis ``batch`` for a batch.
+            Where the decoder is uncertain, every row is drawn with a decoder of its own.
         """
         count = positive_count("num_rows", num_rows)
-        return np.asarray(self.evaluate_random(generated, key, count, bool(observation_noise)))
+        rows = self.evaluate_random(generated, key, count, bool(observation_noise))
+        return images.as_images(np.asarray(rows), self.names)
+
+    def predict(self, inputs=None, *, include_noise: bool = False) -> Prediction:
+        """As :meth:`Posterior.predict`, of rows, complete or not; of images these are images."""
+        found = super().predict(inputs, include_noise=include_noise)
+        dims = self.names.dims.get(images.SITE, found.dims[-1:])
+        mean, variance = (images.as_images(part, self.names) for part in found[:2])
+        dims = (*found.dims[:-1], *dims)
+        coords = {**found.coords, **self.names.coords_of(dims)}
+        return Prediction(mean, variance, dims, {d: c for d, c in coords.items() if d in dims})
 
     def _rows(self, X):
         return None if X is None else self.target(X).inputs
