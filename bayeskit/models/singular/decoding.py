@@ -45,7 +45,7 @@ class Decoding(AbstractApproximation):
         """One standardised row (D,)."""
 
     @abc.abstractmethod
-    def row_densities(self, model, data, values, observed, particles):
+    def row_densities(self, model, data, values, observed, particles) -> Any:
         """Log densities (rows,) of standardised rows, and log weights where there are any.
 
         Those of importance sampling are (rows, particles), ``None`` where none was needed.

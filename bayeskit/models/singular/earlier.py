@@ -6,7 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from bayeskit.models.singular import deep
-from bayeskit.models.singular.data import decoder_of, networks_of, sites_of
+from bayeskit.models.singular.data import (
+    LINEAR_SITES,
+    NETWORK_SITES,
+    decoder_of,
+    networks_of,
+)
+from bayeskit.models.singular.linear import LinearDecoder
 from bayeskit.models.singular.linear_latents import GivenDecoder
 from bayeskit.models.singular.network_latents import GridLatents, encoded_latents
 
@@ -33,16 +39,20 @@ def given_sites(model, data):
     return source.plugged_in(model, view)
 
 
+def _cast(data, sites, names) -> dict[str, Any]:
+    return {name: jnp.asarray(sites[name], data.values.dtype) for name in names if name in sites}
+
+
+def decoder_at(data, sites) -> LinearDecoder:
+    """A linear decoder by site, of standardised data."""
+    return decoder_of(_cast(data, sites, LINEAR_SITES), data.center, data.unit)
+
+
 def with_sites(model, data, sites):
     """The posterior of latents given a decoder by site, and the data in its units."""
-    found: dict[str, Any] = {
-        name: jnp.asarray(sites[name], data.values.dtype)
-        for name in sites_of(model)
-        if name in sites
-    }
     if model.is_linear:
-        return GivenDecoder(decoder_of(found, data.center, data.unit)), data
-    return in_trained_units(data, *networks_of(found))
+        return GivenDecoder(decoder_at(data, sites)), data
+    return in_trained_units(data, *networks_of(_cast(data, sites, NETWORK_SITES)))
 
 
 def started(model, data, key, initial) -> deep.NetworkParameters:
@@ -50,5 +60,5 @@ def started(model, data, key, initial) -> deep.NetworkParameters:
     parameters = deep.start(model, data, key)
     if initial is None:
         return parameters
-    source, _ = with_sites(model, data, initial)
-    return deep.continued(model, data, parameters, source.networks)
+    networks, _, _ = networks_of(_cast(data, initial, NETWORK_SITES))
+    return deep.continued(model, data, parameters, networks)

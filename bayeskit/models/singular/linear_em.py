@@ -7,7 +7,7 @@ from bayeskit.models.base import first_or, relative_change
 from bayeskit.models.singular import linear
 from bayeskit.models.singular.arguments import described
 from bayeskit.models.singular.decoding import Doubts
-from bayeskit.models.singular.earlier import with_sites
+from bayeskit.models.singular.earlier import decoder_at
 from bayeskit.models.singular.linear_latents import GivenDecoder
 
 M_STEP = "exact"
@@ -39,7 +39,7 @@ def start(model, data, key, lane, initial) -> linear.LinearDecoder:
 
     def first():
         if initial is not None:
-            return with_sites(model, data, initial)[0].estimate
+            return decoder_at(data, initial)
         return linear.maximum_likelihood(data, model.latent_dim)
 
     def other():
