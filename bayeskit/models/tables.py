@@ -135,7 +135,8 @@ def rows_target(inputs, labels):
     values = array_of("inputs", inputs)
     if values.shape[1] != len(known):
         raise ValueError(f"inputs must have the data's {len(known)} columns, got {values.shape[1]}")
-    if np.nanmax(np.abs(values), initial=0.0) > _LARGEST:
+    # As a number of Python: single precision does not hold the limit.
+    if float(np.nanmax(np.abs(values), initial=0.0)) > _LARGEST:
         raise ValueError(f"inputs has values beyond {_LARGEST:g}, whose squares overflow")
     coords = {feature: known}
     seen = ~np.isnan(values)
