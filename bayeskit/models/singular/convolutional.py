@@ -2,9 +2,9 @@
 
 Height and width are halved and doubled by moving squares of four places into channels and back
 (W. Shi et al., "Real-time single image and video super-resolution using an efficient sub-pixel
-convolutional neural network", CVPR 2016). Convolutions are linear maps of a place's neighbourhood:
-as products of matrices, small ones are faster on a CPU, and as fast where several fits are trained
-at once.
+convolutional neural network", CVPR 2016). Convolutions are linear maps of a place's neighbourhood,
+written as products of matrices: mapped over several fits, as in training, small ones took half the
+time of XLA's on a CPU; of a single fit they took a third more.
 """
 
 import equinox as eqx
