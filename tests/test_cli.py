@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from bayeskit import __version__, cli, datasets, load
-from bayeskit.cli import fit
+from bayeskit import __version__, cli, datasets, inference, load
+from bayeskit.cli import digits, fit
 from bayeskit.cli.console import InputError
 from bayeskit.reproduce import EXPERIMENTS
 
@@ -198,6 +198,7 @@ def test_parts_must_be_real_and_imaginary():
 
 def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["bayeskit.cli.quickstart"], "_FRACTIONS", (0.49,))
+    monkeypatch.setattr(digits, "_METHOD", inference.VariationalInference(max_iterations=100))
     out = tmp_path / "quickstart"
     result = runner.invoke(
         cli.app,
@@ -206,6 +207,7 @@ def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     names = [f"mri-49{end}" for end in ("-convergence.png", ".nc", ".png")]
     names += ["beijing.png", "beijing.nc", "waves.png", "waves.nc", "irises.png", "irises.nc"]
+    names += ["digits.png", "digits.nc"]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     assert "held-out values inside their 95% interval" in result.output
     held_out = xr.load_datatree(out / "beijing.nc", engine="h5netcdf")["predictions"]["pm25"]
@@ -215,6 +217,11 @@ def test_quickstart_writes_pictures_and_trees_that_agree(tmp_path, monkeypatch):
     assert "irises in the wrong cluster" in result.output
     irises = xr.load_datatree(out / "irises.nc", engine="h5netcdf")["posterior"]
     assert list(irises["feature"].values) == list(datasets.iris().columns[:4])
+    assert "other real digits" in result.output
+    ink = xr.load_datatree(out / "digits.nc", engine="h5netcdf")
+    assert ink["posterior"]["latents"].shape == (1, 32, 1000, 8)
+    moments = ink["moments"]
+    assert moments["noise_variance_mean"] > moments["perturbation_mean"] ** 2 > 0
     waves = xr.load_datatree(out / "waves.nc", engine="h5netcdf")["moments"]["solution_mean"]
     truth = sum(a * np.sin(f * waves.x) for a, f in ((1.0, 1.0), (0.1, 20.0), (0.05, 100.0)))
     np.testing.assert_allclose(waves, truth, atol=1e-8)

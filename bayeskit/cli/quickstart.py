@@ -14,6 +14,7 @@ from bayeskit import datasets, inference, metrics
 from bayeskit.cli.air import quickstart_air
 from bayeskit.cli.clusters import quickstart_clusters
 from bayeskit.cli.console import input_checked, make_console, warnings_in_one_line
+from bayeskit.cli.digits import quickstart_digits
 from bayeskit.cli.waves import quickstart_waves
 from bayeskit.inference.driver import infer
 from bayeskit.models import KroneckerSBL
@@ -48,6 +49,8 @@ def quickstart(
     known of the solution and its spectrum.
 
     Irises are clustered by their lengths and widths, and compared with their species.
+
+    The distribution of handwritten digits is learned near a surface, and new digits are drawn.
     """
     console = make_console()
     with input_checked(), warnings_in_one_line():
@@ -75,6 +78,7 @@ def quickstart(
         quickstart_air(console, out, days, draws)
         quickstart_waves(console, out, draws)
         quickstart_clusters(console, out, draws)
+        quickstart_digits(console, out, draws)
         console.print(f"Pictures and trees are in {out}{os.sep}", soft_wrap=True)
 
 
