@@ -4,6 +4,7 @@ import doctest
 import inspect
 import itertools
 import math
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import scipy.stats
 
 from bayeskit import metrics
+from bayeskit.errors import ConvergenceWarning
 
 
 @pytest.fixture
@@ -201,6 +203,33 @@ def test_on_a_line_distances_are_integrals_of_distribution_functions(rng):
     assert metrics.energy_distance(*pair) == pytest.approx(energy, rel=1e-10)
 
 
+def test_sinkhorn_divergences_lie_between_wasserstein_and_half_the_energy_distance(rng):
+    pair = rng.standard_normal((40, 3)), 0.5 + rng.standard_normal((40, 3))
+    exact, energy = metrics.wasserstein(*pair), metrics.energy_distance(*pair)
+    near = metrics.sinkhorn_divergence(*pair, regularization=0.02)
+    assert near == pytest.approx(exact, rel=0.04)
+    far = metrics.sinkhorn_divergence(*pair, regularization=1e4)
+    assert far == pytest.approx(0.5 * energy, rel=1e-3)
+    default = metrics.sinkhorn_divergence(*pair)
+    assert far < default < near
+    moved = [1e6 * sample[:, ::-1] - 3e6 for sample in pair]
+    assert metrics.sinkhorn_divergence(*moved) == pytest.approx(1e6 * default, rel=1e-6)
+    assert metrics.sinkhorn_divergence(pair[0], pair[0][::-1]) == pytest.approx(0.0, abs=1e-6)
+    assert metrics.sinkhorn_divergence(pair[0][:1], pair[0][:1]) == 0.0
+
+
+def test_sinkhorn_divergence_says_that_it_has_not_converged(rng):
+    pair = rng.standard_normal((40, 3)), 0.5 + rng.standard_normal((40, 3))
+    with pytest.warns(ConvergenceWarning, match=r"regularization=1e-05"):
+        metrics.sinkhorn_divergence(*pair, regularization=1e-5)
+
+
+def test_sinkhorn_divergence_names_what_to_install(rng, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ImportError, match=r"bayeskit\[transport\]"):
+        metrics.sinkhorn_divergence(np.zeros((2, 1)), np.ones((2, 1)))
+
+
 def test_blocks_change_no_energy_distance(rng, monkeypatch):
     pair = rng.standard_normal((30, 2)), rng.standard_normal((20, 2)) + 1
     expected = metrics.energy_distance(*pair)
@@ -245,6 +274,11 @@ def test_bad_samples_are_named(rng):
             r"support: got shape \(0, 2\)",
         ),
         (lambda: metrics.wasserstein(np.zeros((2001, 1)), np.zeros((2001, 1))), ValueError, "2000"),
+        (
+            lambda: metrics.sinkhorn_divergence(rows, rows, regularization=0.0),
+            ValueError,
+            "regularization must be",
+        ),
         (
             lambda: metrics.sliced_wasserstein(rows, rows, 0, num_directions=0),
             ValueError,
