@@ -16,6 +16,7 @@ from paramax import AbstractUnwrappable
 from bayeskit.codec import storable
 from bayeskit.statespace.chain import Chain
 
+_LONGEST = 1e15  # steps, in units of the longest lengthscale or period
 _SIMPLE = {cls.__name__: cls for cls in (Matern12, Matern32, Matern52, TruncatedPeriodic)}
 
 
@@ -221,7 +222,9 @@ def transitions(form, values, steps):
     # Derivatives of the closed forms are not finite for a step of zero or infinity, which changes
     # nothing or everything.
     regular = (steps > 0) & jnp.isfinite(steps)
-    safe = jnp.where(regular, steps, 1.0)
+    # Powers of steps that are far longer would overflow before their exponentials vanish.
+    longest = _LONGEST * functools.reduce(jnp.maximum, map(values.get, names_in_index_units(form)))
+    safe = jnp.where(regular, jnp.minimum(steps, longest), 1.0)
     transition = jax.vmap(lambda step: sde.discretise(step)[0])(safe)
     limit = jnp.where((steps > 0)[:, None, None], 0.0, jnp.eye(initial.shape[0]))
     transition = jnp.where(regular[:, None, None], transition, limit)

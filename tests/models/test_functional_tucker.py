@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pandas as pd
@@ -44,7 +45,7 @@ def line_posterior(line):
 def test_one_mode_is_gaussian_process_regression(line, line_posterior):
     """Mean, variance and evidence by dense algebra, inside and outside of the data."""
     points, values = line
-    new = np.array([-2.0, 0.1, points[3], 0.55, 3.0])
+    new = np.array([-2.0, 0.1, points[3], 0.55, 3.0, 1e200])
     prior = matern32(points, points) + 1.0
     gram = prior + NOISE * np.eye(len(points))
     cross = matern32(new, points) + 1.0
@@ -309,6 +310,14 @@ def test_numbers_as_categories_are_the_same_in_every_type():
     np.testing.assert_array_equal(posterior.predict(((3, 1), (1, 1))).mean, expected[:2])
     assert posterior.predict(pd.DataFrame({"day": [], "station": []})).mean.shape == (0,)
     assert posterior.mode_function("station", []).mean.shape == (0, 1)
+    boxed = posterior.predict(frame[["day", "station"]].astype({"station": object})).mean
+    np.testing.assert_array_equal(boxed, expected)
+    levels = posterior.mode_function("station", [1, 2]).mean
+    for points in (range(1, 3), jnp.array([1, 2]), xr.DataArray([1, 2]), (1, 2)):
+        np.testing.assert_array_equal(posterior.mode_function("station", points).mean, levels)
+    mixed = frame.assign(station=np.array([1, "1", 2, "2"] * 3, object))
+    with pytest.raises(ValueError, match="differ and read the same"):
+        bk.infer(table_model(), mixed)
 
 
 def test_missing_entries_of_an_array_are_left_out():
@@ -442,7 +451,11 @@ def changed(array, index, value):
         ((PLACES, (1e-11 * VALUES).astype(np.float32)), ValueError, "float32 does not hold"),
         ((changed(changed(PLACES, 0, 1e308), 1, -1e308), VALUES), ValueError, "range beyond"),
         (VALUES, TypeError, "pair"),
+        ((PLACES, 1e200 * VALUES), ValueError, "fourth power"),
         (((np.array(["a"] * 6), VALUES), VALUES), TypeError, "categorical=True"),
+        (((np.array(["1"] * 6, object), VALUES), VALUES), TypeError, "categorical=True"),
+        ((PLACES, np.array(["1"] * 6, object)), TypeError, "values must be real numbers"),
+        ((PLACES, np.array([True] * 6, object)), TypeError, "values must be real numbers"),
     ],
 )
 @pytest.mark.filterwarnings("error")

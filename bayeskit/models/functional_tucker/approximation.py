@@ -322,9 +322,10 @@ class FunctionalTuckerPosterior(Posterior):
         known = self.names.coords[mode]
         if points is None:
             points = known
-        elif not isinstance(points, (np.ndarray, pd.Series, pd.Index)):
-            points = points if isinstance(points, (list, tuple)) else [points]
-            points = pd.Series(points) if points else known[:0]
+        elif np.ndim(points) == 0:
+            points = pd.Series([points])
+        elif not hasattr(points, "dtype"):
+            points = pd.Series(list(points)) if len(points) else known[:0]
         with double_precision():
             column = tables.check_column(model.modes[k], points)
             span = tables.span_of(model.modes[k], known)

@@ -211,7 +211,7 @@ def check_column(mode, column):
             f"({missing[0]},); leave out rows without an index"
         )
     if mode.categorical:
-        return array.astype(str) if array.dtype.kind == "O" else array
+        return _as_categories(mode, array) if array.dtype.kind == "O" else array
     if array.dtype.kind == "O" and all(isinstance(each, datetime.date) for each in array):
         array = _dates(mode, array)
     if array.dtype.kind == "M":
@@ -235,10 +235,26 @@ def check_column(mode, column):
 
 def _as_floats(array):
     """Decimals, fractions, boxed numbers as float64; anything else as texts."""
+    if any(isinstance(each, (str, bytes, bool, np.bool_)) for each in array.flat):
+        return array.astype(str)
     try:
         return array.astype(float)
     except (TypeError, ValueError):
         return array.astype(str)
+
+
+def _as_categories(mode, array):
+    """Boxed numbers or booleans as such, anything else as texts, of which no two are the same."""
+    array = np.asarray(pd.Series(array).infer_objects())
+    if array.dtype.kind != "O":
+        return array
+    texts = array.astype(str)
+    if len(set(texts)) < len(set(array)):
+        raise ValueError(
+            f"index {mode.name!r} has categories that differ and read the same, such as 1 and '1'; "
+            "give all of one type"
+        )
+    return texts
 
 
 def _dates(mode, array):
@@ -357,10 +373,11 @@ def span_of(mode, points):
 
 def _observations(model, part, sizes, dtype, multiple):
     values = part["values"].astype(np.float64)
-    center = float(np.mean(values)) if model.offset is None else model.offset
     unit = model.scale
-    if unit is None:
+    with np.errstate(over="ignore"):  # told of below
+        center = float(np.mean(values)) if model.offset is None else model.offset
         deviation = float(np.std(values))
+    if unit is None:
         unit = deviation if deviation > 1e-12 * abs(center) else (abs(center) or 1.0)
     # Variances of the noise variance are in fourth powers of the unit.
     if 4.0 * abs(math.log(unit)) > math.log(np.finfo(dtype).max):
