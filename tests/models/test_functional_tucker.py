@@ -329,6 +329,18 @@ def test_missing_entries_of_an_array_are_left_out():
     )
 
 
+def test_one_mode_in_single_precision_is_the_same_function(line):
+    points, values = line
+    model = FunctionalTucker(["x"], ranks=1)
+    method = MessagePassing(max_iterations=30)
+    one, other = (
+        fit_quietly(model, (points[:, None], values.astype(dtype)), method)
+        for dtype in (np.float64, np.float32)
+    )
+    assert other.predict().mean.dtype == np.float32
+    np.testing.assert_allclose(other.predict().mean, one.predict().mean, atol=1e-3)
+
+
 @pytest.mark.parametrize("factor", [1e-8, pytest.param(1e8, marks=pytest.mark.full)])
 def test_units_of_values_and_indices_do_not_matter(factor):
     places, _, noisy = planted(2, rows=120)

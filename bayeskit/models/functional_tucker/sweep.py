@@ -237,7 +237,7 @@ def core_statistics(modes, rows):
             for mode, index in zip(modes, rows.index, strict=True)
         ]
         weighted = rows.weights[:, None] * seconds[-1]
-        left = _products(seconds[:-1]) if len(modes) > 1 else jnp.ones((len(weighted), 1))
+        left = _products([jnp.ones_like(weighted[:, :1]), *seconds[:-1]])
         products = _products(means)
         shifted = (rows.weights * rows.values) @ products
         return shifted, rows.weights @ products, left.T @ weighted
