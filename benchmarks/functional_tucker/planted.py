@@ -117,7 +117,9 @@ def add_bars(report, where, rows):
             Bar(f"{title}: largest mean z²", max(z), "<=", 2.0),
         ]
         if method != "MCMC":
-            report.bars.append(Bar(f"{title}: largest error ÷ oracle's", max(ratios), "<=", LIMIT))
+            report.bars.append(
+                Bar(f"{title}: median error ÷ oracle's, worst problem", max(ratios), "<=", LIMIT)
+            )
 
 
 def several(tasks):

@@ -126,12 +126,11 @@ class Factorised(AbstractApproximation):
             )
         core = self.messages.core
         if core is not None:
-            covariance = core.covariance()
-            jitter = 1e-14 * jnp.trace(core.second)
-            factor = safe.cholesky(covariance + jitter * jnp.eye(len(covariance)))
-            factor = factor.astype(core.mean.dtype)
+            # A rounded difference of second moments, which may be indefinite.
+            values, vectors = safe.eigh(core.covariance())
             noise = jax.random.normal(keys[-3], core.mean.shape, core.mean.dtype)
-            draw["core"] = (core.mean + factor @ noise).reshape(model.rank_tuple)
+            apart = vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * noise)
+            draw["core"] = (core.mean + apart).reshape(model.rank_tuple)
         if model.offset is None:
             offset = self.messages.offset
             noise = jax.random.normal(keys[-2], (), offset.mean.dtype)

@@ -213,7 +213,9 @@ def target_of(leaps, here):
     first = jax.tree.map(jnp.subtract, leaps.old, leaps.older)
     bend = jax.tree.map(lambda x, y, r: x - y - r, here, leaps.old, first)
     size, change = (_norm(each._replace(logs=())) for each in (first, bend))
-    length = jnp.clip(size / jnp.where(change > 0, change, 1.0), 1.0, leaps.reach)
+    length = size / jnp.where(change > 0, change, 1.0)
+    # Roots of covariances that have lost all their digits are no numbers.
+    length = jnp.clip(jnp.where(jnp.isfinite(length), length, 1.0), 1.0, leaps.reach)
     target = jax.tree.map(
         lambda x, r, v: x + 2 * length * r + length**2 * v, leaps.older, first, bend
     )

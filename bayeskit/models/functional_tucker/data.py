@@ -24,6 +24,7 @@ _SKETCH_ROWS = 1024
 _BLOCK_NUMBERS = 2**22
 _LARGEST_BLOCK = 2**17
 _NUMBERS = "fiu"
+_EXACT = 2.0**53  # integers beyond it are rounded in double precision
 _ROUNDING = 16  # units of it, of sums of squares that are differences
 # Of nanoseconds in 64 bits.
 _LAST_DATE = np.datetime64((2**63 - 1) // 10**9, "s")
@@ -211,7 +212,13 @@ def check_column(mode, column):
             f"({missing[0]},); leave out rows without an index"
         )
     if mode.categorical:
-        return _as_categories(mode, array) if array.dtype.kind == "O" else array
+        array = _as_categories(mode, array) if array.dtype.kind == "O" else array
+        if array.dtype.kind == "U" and "nan" in array:
+            raise ValueError(
+                f"index {mode.name!r} has entries 'nan', which is what NumPy makes of missing ones "
+                "among texts; leave out rows without an index, or rename a category of that name"
+            )
+        return array
     if array.dtype.kind == "O" and all(isinstance(each, datetime.date) for each in array):
         array = _dates(mode, array)
     if array.dtype.kind == "M":
@@ -230,7 +237,14 @@ def check_column(mode, column):
             f"index {mode.name!r} must be numbers or datetimes, got {array.dtype}; is it "
             "categorical=True?"
         )
-    return check_finite(f"index {mode.name!r}", array.astype(np.float64))
+    floats = array.astype(np.float64)
+    if array.dtype.kind in "iu" and np.any(np.abs(floats) > _EXACT):
+        if len(np.unique(floats)) < len(np.unique(array)):
+            raise ValueError(
+                f"index {mode.name!r} has integers beyond 2^53 that differ and are the same in "
+                "double precision; give differences from one of them"
+            )
+    return check_finite(f"index {mode.name!r}", floats)
 
 
 def _as_floats(array):
