@@ -267,7 +267,10 @@ def update(posterior, new_data, *, key=None, progress=False) -> Posterior:
     Raises
     ------
     TypeError
-        If the family cannot go on, or the posterior is of a batch.
+        If the family cannot go on, or the posterior is of a batch; if ``new_data`` are of another
+        kind than the data so far.
+    ValueError
+        If ``new_data`` are empty, or nothing that the model could be fitted to.
 
     Notes
     -----

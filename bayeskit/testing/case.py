@@ -108,6 +108,21 @@ class Case:
         """The data, where they are one array of numbers; checks of other kinds do not apply."""
         return self.data if isinstance(self.data, np.ndarray) else None
 
+    @property
+    def arrays(self):
+        """Arrays of real or complex numbers by their place in the data: one array, or a tuple."""
+        leaves = jax.tree.leaves(self.data) if isinstance(self.data, tuple) else [self.data]
+        return {
+            place: leaf
+            for place, leaf in enumerate(leaves)
+            if isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.inexact)
+        }
+
+    def with_array(self, place, array):
+        """The data with another array in one of those places."""
+        leaves, structure = jax.tree.flatten(self.data)
+        return jax.tree.unflatten(structure, [*leaves[:place], array, *leaves[place + 1 :]])
+
 
 def read_only(leaf):
     """Copy an array so that writing into it fails."""

@@ -246,10 +246,11 @@ def check_predict(case):
         )
     require(np.array_equal(clean.mean, noisy.mean), "noise changes the mean")
     require(bool(np.all(noisy.variance > clean.variance)), "noise does not raise the variance")
-    if case.array is not None:
+    if case.arrays:
+        *_, observed = case.arrays.values()
         require(
-            clean.mean.shape == case.array.shape,
-            f"shape {clean.mean.shape}, data {case.array.shape}",
+            clean.mean.shape == observed.shape,
+            f"shape {clean.mean.shape}, data {observed.shape}",
         )
     (simulated,) = case.tree["posterior_predictive"].data_vars.values()
     draws = simulated.stack(all=("chain", "draw")).transpose("all", ...).values

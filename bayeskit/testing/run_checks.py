@@ -98,27 +98,34 @@ def check_input_kinds(case):
 
 def check_non_finite_rejected(case):
     """NaN and infinities raise ``ValueError`` naming the index."""
-    if case.array is None or not np.issubdtype(case.array.dtype, np.inexact):
-        return
-    shape = case.array.shape
-    for value, index in ((np.nan, tuple(size - 1 for size in shape)), (np.inf, (0,) * len(shape))):
-        data = case.array.copy()
-        data[index] = value
-        require_raises(
-            (ValueError,), lambda data=data: case.fit(data=data), f"{value} in the data", str(index)
-        )
+    for place, array in case.arrays.items():
+        for value, pick in ((np.nan, -1), (np.inf, 0)):
+            changed = array.copy()
+            changed.reshape(-1)[pick] = value
+            index = tuple(int(i) for i in np.unravel_index(pick % array.size, array.shape))
+            # Of an array of indices beside others the row is named.
+            named = index if case.array is not None else index[:1]
+            require_raises(
+                (ValueError,),
+                lambda place=place, changed=changed: case.fit(data=case.with_array(place, changed)),
+                f"{value} in the data",
+                str(named),
+            )
 
 
 def check_wrong_input_rejected(case):
     """Empty data, wrong ranks and wrong kinds raise ``ValueError`` or ``TypeError``."""
     wrong = [("None", None), ("a string", "data"), ("an object array", np.asarray([object()]))]
-    if case.array is not None:
+    for place, array in case.arrays.items():
         wrong += [
-            ("an empty array", case.array[:0]),
-            ("a scalar", case.array.reshape(-1)[0]),
-            ("two axes too many", case.array[None, None]),
-            ("text", np.full(case.array.shape, "1.0")),
-            ("booleans", np.ones(case.array.shape, bool)),
+            (what, case.with_array(place, changed))
+            for what, changed in (
+                ("an empty array", array[:0]),
+                ("a scalar", array.reshape(-1)[0]),
+                ("two axes too many", array[None, None]),
+                ("text", np.full(array.shape, "1.0")),
+                ("booleans", np.ones(array.shape, bool)),
+            )
         ]
     for what, data in wrong:
         # Not through ``fit``, for which None means "as it is".

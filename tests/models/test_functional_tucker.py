@@ -26,10 +26,11 @@ def matern32(one, other, lengthscale=LENGTHSCALE):
 
 @pytest.fixture(scope="module")
 def line():
-    """A function of one index, unsorted, with repeated points."""
+    """A function of one index, unsorted, with points repeated, also but for rounding."""
     generator = np.random.default_rng(0)
     points = generator.uniform(size=25)
     points[3] = points[7]
+    points[8] = points[17] + 1e-12
     return points, np.sin(5 * points) + NOISE**0.5 * generator.normal(size=25)
 
 
@@ -339,6 +340,22 @@ def test_one_mode_in_single_precision_is_the_same_function(line):
     )
     assert other.predict().mean.dtype == np.float32
     np.testing.assert_allclose(other.predict().mean, one.predict().mean, atol=1e-3)
+    # With as good as no noise the covariance of the core has no digits in single precision.
+    faint = (0.3 + np.sin(5 * points)).astype(np.float32)
+    drawn = fit_quietly(model, (points[:, None], faint), method).sample(0, 20)
+    assert all(np.isfinite(draws).all() for draws in drawn.values())
+
+
+def test_integer_values_are_numbers(line):
+    points, values = line
+    model = FunctionalTucker(["x"], ranks=1)
+    method = MessagePassing(max_iterations=30)
+    whole = np.round(3.0 * values).astype(int)
+    found = {
+        fit_quietly(model, (points[:, None], array), method).log_evidence
+        for array in (whole, whole.astype(np.int8), whole.astype(float), list(map(int, whole)))
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("factor", [1e-8, pytest.param(1e8, marks=pytest.mark.full)])
@@ -363,33 +380,36 @@ def one_slice(places):
     return places
 
 
+# Places of observations, from 60 random ones.
 ODD = {
-    "one point": lambda places, values: (np.ones_like(places), values),
-    "two rows": lambda places, values: (places[:2], values[:2]),
-    "constant": lambda places, values: (places, np.full_like(values, 3.0)),
-    "integers": lambda places, values: (np.round(places * 3).astype(int), values),
-    "repeats": lambda places, values: (np.repeat(places[:20], 3, axis=0), values[:60]),
-    "a far point": lambda places, values: (
-        np.concatenate([places, places[:1] + 1e6]),
-        np.append(values, 0.0),
-    ),
-    "one slice": lambda places, values: (one_slice(places), values),
-    "ranks above points": lambda places, values: (np.round(places).astype(float), values),
-    "gaps near zero": lambda places, values: (
-        np.concatenate([places, places + 1e-12]),
-        np.append(values, values),
-    ),
+    "one point": np.ones_like,
+    "two rows": lambda places: places[:2],
+    "constant": lambda places: places,
+    "integers": lambda places: np.round(places * 3).astype(int),
+    "repeats": lambda places: np.repeat(places[:20], 3, axis=0),
+    "a far point": lambda places: np.concatenate([places, places[:1] + 1e6]),
+    "one slice": one_slice,
+    "ranks above points": lambda places: np.round(places),
+    "gaps near zero": lambda places: np.concatenate([places, places + 1e-12]),
 }
+# Shares of the variance that fits may leave: all of it where there is nothing to learn from.
+UNEXPLAINED = dict.fromkeys(ODD, 0.1) | dict.fromkeys(("one point", "two rows", "constant"), 1.05)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ODD)
 def test_odd_but_valid_data_are_explained_and_nothing_else(name):
-    places, _, noisy = planted(3, rows=60)
-    data = ODD[name](places, noisy)
+    generator = np.random.default_rng(3)
+    indices = ODD[name](generator.uniform(size=(60, 3)))
+    first, second, third = np.minimum(indices, 3.0).T
+    values = np.sin(2 * first) * (1 + second) * np.cos(third)
+    values = values + 0.1 * np.std(values) * generator.normal(size=len(values))
+    if name == "one point":
+        values = generator.normal(size=len(values))
+    if name == "constant":
+        values = np.full(len(values), 1e9 / 3)
     model = FunctionalTucker(["a", "b", "c"], ranks=3 if name == "ranks above points" else 2)
-    posterior = fit_quietly(model, data, EM(max_iterations=20))
-    indices, values = data
+    posterior = fit_quietly(model, (indices, values), EM(max_iterations=50))
     spread = max(np.std(values), 1e-3)
     for predicted in (posterior.predict(), posterior.predict([[-9.0, 0.5, 9.0]])):
         assert np.all(np.isfinite(predicted.mean))
@@ -401,7 +421,7 @@ def test_odd_but_valid_data_are_explained_and_nothing_else(name):
     within = (np.bincount(point, values) / np.bincount(point))[point]
     floor = np.mean((values - within) ** 2)
     error = np.mean((values - posterior.predict().mean) ** 2)
-    assert floor * (1 - 1e-6) <= error <= floor + 1.05 * np.var(values) + 1e-6
+    assert floor * (1 - 1e-6) <= error <= floor + UNEXPLAINED[name] * np.var(values) + 1e-6
     if name in ("one point", "constant"):
         np.testing.assert_allclose(posterior.predict().mean, np.mean(values), atol=0.2 * spread)
 
@@ -431,6 +451,7 @@ def test_four_modes_recover_what_was_planted():
     assert np.sqrt(np.mean(error**2)) <= 0.05 * clean.std()
 
 
+WITH_NA = pd.DataFrame({"x": [0.0, 1.0], "z": [0.0, 1.0], "value": [0.0, 1.0]})
 PLACES, VALUES = np.random.default_rng(0).uniform(size=(6, 2)), np.arange(6.0)
 
 
@@ -466,14 +487,32 @@ def changed(array, index, value):
         ((PLACES, 1e200 * VALUES), ValueError, "fourth power"),
         (((np.array(["a"] * 6), VALUES), VALUES), TypeError, "categorical=True"),
         (((np.array(["1"] * 6, object), VALUES), VALUES), TypeError, "categorical=True"),
+        (((VALUES > 2, VALUES), VALUES), TypeError, "categorical=True"),
+        (((2**60 + np.arange(6), VALUES), VALUES), ValueError, r"beyond 2\^53"),
+        ((PLACES, VALUES > 2), TypeError, "values must be real numbers"),
+        (xr.DataArray(np.full((2, 2), np.nan), dims=("x", "z")), ValueError, "empty"),
+        (WITH_NA.assign(x=pd.array([1, pd.NA], "Int64")), ValueError, r"'x' has 1 missing"),
+        (WITH_NA.assign(x=pd.to_datetime(["2020", None])), ValueError, r"'x' has 1 missing"),
+        (
+            WITH_NA.assign(value=pd.array([1, pd.NA], "Int64")),
+            ValueError,
+            r"values has 1 .* \(1,\)",
+        ),
         ((PLACES, np.array(["1"] * 6, object)), TypeError, "values must be real numbers"),
         ((PLACES, np.array([True] * 6, object)), TypeError, "values must be real numbers"),
     ],
 )
 @pytest.mark.filterwarnings("error")
 def test_bad_data_are_refused_by_name(data, kind, text):
-    with pytest.raises(kind, match=text):
-        bk.infer(FunctionalTucker(["x", "z"], ranks=1), data)
+    for method in (None, MessagePassing(), MCMC()):
+        with pytest.raises(kind, match=text):
+            bk.infer(FunctionalTucker(["x", "z"], ranks=1), data, method, key=0)
+
+
+def test_texts_that_numpy_made_of_missing_entries_are_refused():
+    stations = np.array([["a"], [np.nan], ["b"]])[:, 0]
+    with pytest.raises(ValueError, match="entries 'nan'"):
+        bk.infer(FunctionalTucker([Mode("s", categorical=True)], ranks=1), ((stations,), [1, 2, 3]))
 
 
 @pytest.mark.parametrize(
@@ -516,6 +555,14 @@ def test_predictions_at_wrong_places_are_refused(line_posterior):
         line_posterior.predict([[0.0, 1.0]])
     with pytest.raises(ValueError, match=r"'x' has 1 missing"):
         line_posterior.predict([[np.nan]])
+    with pytest.raises(ValueError, match=r"'x' has 1 non-finite"):
+        line_posterior.predict([[np.inf]])
+    with pytest.raises(TypeError, match=r"'x' has datetime64.* was fitted to float64"):
+        line_posterior.predict(pd.DataFrame({"x": pd.to_datetime(["2020-01-01"])}))
+    with pytest.raises(ValueError, match=r"no column \['x'\]"):
+        line_posterior.predict(pd.DataFrame({"y": [0.0]}))
+    with pytest.raises(ValueError, match=r"several columns \['x'\]"):
+        line_posterior.predict(pd.DataFrame([[0.0, 1.0]], columns=["x", "x"]))
     assert line_posterior.predict(np.zeros((0, 1))).mean.shape == (0,)
 
 

@@ -312,8 +312,24 @@ class FunctionalTuckerPosterior(Posterior):
 
         Raises
         ------
+        TypeError
+            If points are of another kind than those of the fit; for the posterior of a batch.
         ValueError
-            If there is no such mode.
+            If there is no such mode, or a point is missing or not finite.
+
+        Notes
+        -----
+        Cost O((n + p) R³) for n points of the fit and p others; of chains times their draws.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import bayeskit as bk
+        >>> places = np.random.default_rng(0).uniform(size=(100, 2))
+        >>> values = np.sin(6 * places[:, 0]) * (1 + places[:, 1])
+        >>> posterior = bk.infer(bk.models.FunctionalTucker(["x", "z"], ranks=1), (places, values))
+        >>> posterior.mode_function("x", np.linspace(0, 1, 5)).mean.shape
+        (5, 1)
         """
         k = self._mode(mode)
         model = self.prepared.model
@@ -357,6 +373,11 @@ class FunctionalTuckerPosterior(Posterior):
         Principal parts of the fitted values, mode by mode, that have more than a thousandth of
         their mean square, where rows have independent indices of the observations' frequencies.
         Of chains the median over draws.
+
+        Raises
+        ------
+        TypeError
+            For the posterior of a batch.
         """
         if self.batch is not None:
             raise TypeError("effective_ranks is for one data set")

@@ -24,6 +24,7 @@ _SKETCH_ROWS = 1024
 _BLOCK_NUMBERS = 2**22
 _LARGEST_BLOCK = 2**17
 _NUMBERS = "fiu"
+_MOST_QUARTILES = 10.0  # distances of the quartiles in the range of most points
 _EXACT = 2.0**53  # integers beyond it are rounded in double precision
 _ROUNDING = 16  # units of it, of sums of squares that are differences
 # Of nanoseconds in 64 bits.
@@ -381,8 +382,15 @@ def span_of(mode, points):
     """Range of a mode's points, one where it has none."""
     if mode.categorical or len(points) < 2:
         return 1.0
+    numbers = as_numbers(mode, points, points[0])
     with np.errstate(over="ignore"):
-        return float(np.ptp(as_numbers(mode, points, points[0])))
+        whole = float(np.ptp(numbers))
+    if not np.isfinite(whole):
+        return whole
+    # A few points far from all others say nothing of the scale on which functions change.
+    low, high = np.quantile(numbers, [0.25, 0.75])
+    inner = _MOST_QUARTILES * float(high - low)
+    return min(whole, inner) if inner > 0 else whole
 
 
 def _observations(model, part, sizes, dtype, multiple):

@@ -23,7 +23,8 @@ class Mode(eqx.Module):
         periodic times Matérn. Its parameters are where learning starts; lengthscale and period
         in the units of the index (days for datetimes; those with a time zone are turned to UTC),
         the variance relative to the product of all modes. By default Matérn 3/2 with unit variance
-        and a fifth of the range of the points as lengthscale.
+        and a fifth of the range of the points as lengthscale (of ten distances of their
+        quartiles, where a few points lie further away).
     categorical : bool
         Whether values of the index are names, each with a level of its own: the functions then
         are independent between categories, beside their constant.
