@@ -321,6 +321,35 @@ def test_numbers_as_categories_are_the_same_in_every_type():
         bk.infer(table_model(), mixed)
 
 
+def test_unseen_categories_have_what_all_share_also_once_they_are_seen():
+    """Levels of variance one around a common one of variance one, by dense algebra."""
+    names = np.array(["b", "a", "a", "c", "b", "d", "d"])
+    values = np.array([1.0, 2.0, 2.3, -0.5, 1.2, 5.0, 5.1])
+    model = FunctionalTucker(
+        [Mode("s", categorical=True)],
+        ranks=1,
+        core="cp",
+        noise_variance=NOISE,
+        offset=0.0,
+        scale=1.0,
+    )
+    asked = np.array(["c", "d", "e"])
+
+    def dense(count):
+        known = names[:count]
+        gram = 1.0 + np.equal.outer(known, known) + NOISE * np.eye(count)
+        cross = 1.0 + np.equal.outer(asked, known)
+        mean = cross @ np.linalg.solve(gram, values[:count])
+        return mean, 2.0 - np.einsum("ij,ji->i", cross, np.linalg.solve(gram, cross.T))
+
+    five = bk.infer(model, ((names[:5],), values[:5]), MessagePassing())
+    seven = bk.update(five, ((names[5:],), values[5:]))
+    for posterior, count in ((five, 5), (seven, 7)):
+        found, expected = posterior.predict((asked,)), dense(count)
+        np.testing.assert_allclose(found.mean, expected[0], atol=1e-6)
+        np.testing.assert_allclose(found.variance, expected[1], atol=1e-6)
+
+
 def test_missing_entries_of_an_array_are_left_out():
     array = FRAME.set_index(["day", "station"])["value"].to_xarray()
     holes = array.where(array > -0.9)
@@ -424,6 +453,22 @@ def test_odd_but_valid_data_are_explained_and_nothing_else(name):
     assert floor * (1 - 1e-6) <= error <= floor + UNEXPLAINED[name] * np.var(values) + 1e-6
     if name in ("one point", "constant"):
         np.testing.assert_allclose(posterior.predict().mean, np.mean(values), atol=0.2 * spread)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["constant", "repeats", "one slice"])
+def test_chains_of_odd_but_valid_data_stay_within_them(name):
+    generator = np.random.default_rng(4)
+    indices = ODD[name](generator.uniform(size=(60, 3)))[:, :2]
+    values = np.sin(4 * indices[:, 1]) + 0.1 * generator.normal(size=len(indices))
+    if name == "constant":
+        values = np.full(len(values), 3.0)
+    model = FunctionalTucker(["a", "b"], ranks=1, core="cp")
+    method = MCMC(num_warmup=200, num_samples=100, num_chains=1)
+    found = fit_quietly(model, (indices, values), method, key=0).predict()
+    assert np.all(found.variance >= 0)
+    error = np.mean((found.mean - values) ** 2)
+    assert error <= 0.1 * np.var(values) + 1e-3
 
 
 @pytest.mark.full
