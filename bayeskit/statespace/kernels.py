@@ -223,8 +223,8 @@ def transitions(form, values, steps):
     # nothing or everything.
     regular = (steps > 0) & jnp.isfinite(steps)
     # Powers of steps that are far longer would overflow before their exponentials vanish.
-    longest = _LONGEST * functools.reduce(jnp.maximum, map(values.get, names_in_index_units(form)))
-    safe = jnp.where(regular, jnp.minimum(steps, longest), 1.0)
+    lengths = jnp.stack([values[name] for name in names_in_index_units(form)])
+    safe = jnp.where(regular, jnp.minimum(steps, _LONGEST * jnp.max(lengths)), 1.0)
     transition = jax.vmap(lambda step: sde.discretise(step)[0])(safe)
     limit = jnp.where((steps > 0)[:, None, None], 0.0, jnp.eye(initial.shape[0]))
     transition = jnp.where(regular[:, None, None], transition, limit)
