@@ -1,5 +1,6 @@
 """From tables to what the computations use: checks, unique points, units, blocks of rows."""
 
+import contextlib
 import datetime
 import math
 import warnings
@@ -250,12 +251,10 @@ def check_column(mode, column):
 
 def _as_floats(array):
     """Decimals, fractions, boxed numbers as float64; anything else as texts."""
-    if any(isinstance(each, (str, bytes, bool, np.bool_)) for each in array.flat):
-        return array.astype(str)
-    try:
-        return array.astype(float)
-    except (TypeError, ValueError):
-        return array.astype(str)
+    if not any(isinstance(each, (str, bytes, bool, np.bool_)) for each in array.flat):
+        with contextlib.suppress(TypeError, ValueError):
+            return array.astype(float)
+    return array.astype(str)
 
 
 def _as_categories(mode, array):
@@ -398,9 +397,9 @@ def _observations(model, part, sizes, dtype, multiple):
     unit = model.scale
     with np.errstate(over="ignore"):  # told of below
         center = float(np.mean(values)) if model.offset is None else model.offset
-        deviation = float(np.std(values))
-    if unit is None:
-        unit = deviation if deviation > 1e-12 * abs(center) else (abs(center) or 1.0)
+        if unit is None:
+            deviation = float(np.std(values))
+            unit = deviation if deviation > 1e-12 * abs(center) else (abs(center) or 1.0)
     # Variances of the noise variance are in fourth powers of the unit.
     if 4.0 * abs(math.log(unit)) > math.log(np.finfo(dtype).max):
         raise ValueError(
