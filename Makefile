@@ -57,7 +57,8 @@ lint: $(VENV)/installed-lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(VENV)/installed-lint
+# The tests' group brings the optional packages that bayeskit imports.
+types: $(VENV)/installed-lint $(VENV)/installed-tests
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/installed-docs
