@@ -6,9 +6,11 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import solve_bvp
 
 import bayeskit as bk
 from bayeskit.models import SpectralMixture, SpectralPDE
+from bayeskit.models.spectral_pde.newton import share_of
 from bayeskit.pde import PDE, Dirichlet, Initial, Neumann, Periodic, Robin
 
 POINTS = 48  # one shape: one compilation of each kind of equation
@@ -272,11 +274,34 @@ def test_equations_singular_at_an_end():
     np.testing.assert_allclose(found.predict({"x": TEST}).mean, 1 - TEST**2, atol=1e-7)
 
 
+def test_equations_undefined_for_zero_start_from_the_conditions():
+    found = solve(
+        lambda u, x: u.d("x", 2) - jnp.log(u() - 0.5),
+        (Dirichlet("x", 0.0, 1.2), Dirichlet("x", 1.0, 2.0)),
+    )
+    negative = solve(
+        lambda u, x: u.d("x", 2) + 20.0 * jnp.sqrt(-u()),
+        (Dirichlet("x", 0.0, -1.0), Dirichlet("x", 1.0, -2.0)),
+    )
+    for each, force, ends in (
+        (found, lambda u: np.log(u - 0.5), (1.2, 2.0)),
+        (negative, lambda u: -20.0 * np.sqrt(np.maximum(-u, 0.0)), (-1.0, -2.0)),
+    ):
+        shooting = solve_bvp(
+            lambda x, u, force=force: np.stack([u[1], force(u[0])]),
+            lambda left, right, ends=ends: np.array([left[0] - ends[0], right[0] - ends[1]]),
+            np.linspace(0.0, 1.0, 50),
+            np.full((2, 50), np.mean(ends)),
+            tol=1e-9,
+        )
+        np.testing.assert_allclose(each.predict({"x": TEST}).mean, shooting.sol(TEST)[0], atol=1e-8)
+
+
 def test_what_cannot_be_evaluated_is_no_answer():
     with pytest.raises(FloatingPointError, match="broke down"):
         solve(
             lambda u, x: u.d("x", 2) - jnp.log(u() - 0.5),
-            (Dirichlet("x", 0.0, 1.5), Dirichlet("x", 1.0, 1.5)),
+            (Dirichlet("x", 0.0, 0.2), Dirichlet("x", 1.0, 0.2)),
         )
 
 
@@ -424,6 +449,23 @@ def test_an_equation_without_solution_is_no_success():
     assert "did not converge" in told
     assert "the equation holds to" in told
     assert not found.convergence.converged
+
+
+def test_sizes_that_cannot_be_squared():
+    """A field that is too large satisfies everything relative to itself."""
+    np.testing.assert_array_equal(
+        share_of(1.0, jnp.array([jnp.inf, jnp.nan, 0.0])), [np.inf, np.inf, 0]
+    )
+    for size in (1e-140, 1e140):
+        with pytest.raises(
+            ValueError, match=r"conditions: the largest value is .* take other units"
+        ):
+            solve(lambda u, x: u.d("x", 2), (Dirichlet("x", 0.0, 0.0), Dirichlet("x", 1.0, size)))
+        with pytest.raises(ValueError, match=r"residual: its source is .* take other units"):
+            solve(lambda u, x, s=size: u.d("x", 2) - s * np.cos(x), NOTHING)
+    line = solve(lambda u, x: u.d("x", 2), (Dirichlet("x", 0.0, 0.0), Dirichlet("x", 1.0, 1e120)))
+    np.testing.assert_allclose(line.predict({"x": TEST}).mean, 1e120 * TEST, atol=1e110)
+    assert 0 < line.residual < 1e-9
 
 
 def test_budget_exhausted_is_reported():

@@ -98,6 +98,23 @@ def test_advection_from_inflow():
     assert relative_error(found, truth) < 1e-8
 
 
+@pytest.mark.full
+def test_growth_beyond_all_numbers_is_not_an_answer():
+    """The field of some bands grows to sizes whose squares are infinite: it explains anything."""
+    truth = lambda x, t: np.sin(9 * x - 2 * t)  # noqa: E731
+    source = lambda x, t: 7 * np.cos(9 * x - 2 * t) - 35 * truth(x, t)  # noqa: E731
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = solve(
+            lambda u, x, y: u.d("y") + u.d("x") - 35 * u() - source(x, y),
+            [Dirichlet("x", 0.0, truth), Initial("y", truth)],
+            points=64,
+            method=bk.inference.EM(max_iterations=20),
+        )
+    assert any("leave the solution open" in str(each.message) for each in caught)
+    assert found.residual > 1
+
+
 def test_nonlinear_equation_with_mixed_derivatives_and_varying_coefficients():
     def truth(x, y):
         return np.sin(2 * np.pi * x) * np.cos(5 * y)

@@ -324,9 +324,10 @@ class SpectralPDEPosterior(Posterior):
         whichever is largest.
         """
         mean, variance = self.mean["solution"], self.variance["solution"]
-        power = float(np.mean(mean**2))
-        relative = float(np.sqrt(np.mean(variance) / (power if power > 0 else 1.0)))
-        return max(float(np.max(self.evaluate(_left))), relative)
+        size = float(np.max(np.abs(mean))) or 1.0
+        power = float(np.mean((mean / size) ** 2)) or 1.0
+        relative = np.sqrt(np.mean(variance / size / size) / power)
+        return float(np.max(np.append(self.evaluate(_left), relative)))
 
     def predict(self, inputs=None, *, derivative=None, include_noise=False) -> Prediction:
         """The solution or a derivative of it, on any grid in the domain.

@@ -41,14 +41,14 @@ class Candidates(NamedTuple):
 
 
 def begin(model, problem, key, lane, initial) -> Candidates:
-    """Zero everywhere, other lanes a draw from the prior of the narrowest band."""
+    """A constant, zero if it may be; other lanes a draw from the prior of the narrowest band."""
     if isinstance(initial, tuple):
         raise ValueError("initial has a learned spectrum: m_step='residual' starts from none")
     count, solver = len(_BANDS), _solver(model)
-    zero = solver.zero(problem)
+    constant = solver.constant(problem)
     narrowest = _components(model, problem, int(np.argmin(_BANDS)))
     drawn = solver.draw(problem, narrowest, key_of_lane(key, lane))
-    start = jnp.where(lane == 0, zero if initial is None else initial, drawn)
+    start = jnp.where(lane == 0, constant if initial is None else initial, drawn)
     return Candidates(
         jnp.ones(count),
         jnp.full(count, jnp.finfo(start.dtype).min),

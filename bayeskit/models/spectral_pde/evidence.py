@@ -82,6 +82,11 @@ def number_of_waves(points) -> int:
     return total
 
 
+def constant(problem, points):
+    """Coefficients (K,) of the constant field to start from, on so many points a dimension."""
+    return jnp.zeros(number_of_waves(points)).at[frame.CONSTANT].set(problem.level)
+
+
 def grid_points(grid):
     """Coordinates (product of all,) of a grid, one array a dimension, row-major."""
     return tuple(each.reshape(-1) for each in jnp.meshgrid(*grid, indexing="ij"))

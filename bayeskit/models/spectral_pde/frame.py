@@ -16,6 +16,7 @@ from numpy.polynomial import legendre
 
 PERIOD = 1.4  # of the box; 1.0 would make the field periodic, below 1.2 accuracy is lost
 _DEGREE = 3
+CONSTANT = 0  # the column that is one everywhere, in products too
 
 
 def frequencies(count: int, share: float = 1.0):

@@ -45,7 +45,7 @@ def begin(model, problem, key, lane, initial) -> Learning:
     if initial is not None and not isinstance(initial, tuple):
         raise ValueError("initial has no learned spectrum: m_step='evidence' cannot start there")
     if initial is None:
-        initial = hypers.start(problem), jnp.zeros(evidence.number_of_waves(model.points))
+        initial = hypers.start(problem), evidence.constant(problem, model.points)
     drawn = hypers.scattered(key_of_lane(key, lane), problem, initial[0])
     hyper = optax.tree.where(lane == 0, initial[0], drawn)
     field = initial[1]

@@ -315,14 +315,15 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
             )
         if diagnostics.misfit > _LARGE_MISFIT:
             found.append(
-                f"the conditions are met to {diagnostics.misfit:.1e} only: they contradict each "
-                "other or the equation, are too many, or the grid is too coarse"
+                f"the conditions are met to {diagnostics.misfit:.1e} only: the grid is too coarse, "
+                "for a thin layer perhaps, or they contradict each other or the equation, or are "
+                "too many"
             )
         if diagnostics.residual > _LARGE_RESIDUAL:
             found.append(
                 f"between the collocation points the equation holds to {diagnostics.residual:.1e} "
-                "only: the grid is too coarse, source or solution are not smooth, or the method "
-                "stopped early"
+                "only: the grid is too coarse, source or solution are not smooth (a layer, a "
+                "kink), or the method stopped early"
             )
         if diagnostics.noise > _LARGE_NOISE:
             found.append(
@@ -349,8 +350,8 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         elif diagnostics.deviation > _LARGE_DEVIATION:
             found.append(
                 "equation and conditions leave the solution open (posterior deviation "
-                f"{diagnostics.deviation:.1e} of its size): the homogeneous equation has a "
-                "solution of its own, as far as grid and errors tell"
+                f"{diagnostics.deviation:.1e} of its size): the grid is too coarse, or the "
+                "homogeneous equation has a solution of its own, as far as grid and errors tell"
             )
         return tuple(found)
 
@@ -392,7 +393,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         return learning if isinstance(parameters, learning.Learning) else bands
 
     def em_init(self, data, key, lane, initial, m_step):
-        """Zero everywhere, other lanes a draw from the prior of the narrowest band.
+        """A constant, zero if it may be; other lanes a draw from the prior of the narrowest band.
 
         Of the evidence: peaks of the source's spectrum; other lanes random spectra.
         """
@@ -427,7 +428,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         """Any equation that has values at the ends; see :meth:`map_init`."""
 
     def map_init(self, data, key, lane, initial):
-        """Zero everywhere, or the field of ``initial``; other lanes have random frequencies."""
+        """A constant, or the field of ``initial``; other lanes have random frequencies."""
         if data.stated.uncertain:
             raise ValueError(
                 "MaximumAPosteriori takes no measurements, noise or unknown coefficients: use EM"
@@ -446,7 +447,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
                 "derivatives only"
             )
         if initial is None:
-            values = jnp.zeros(self.points)
+            values = jnp.full(self.points, data.level)
         else:
             factors = [
                 derivative(axis, joint.grid(count), 0)
@@ -537,7 +538,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
         """Spectrum, noise and unknown coefficients; the evidence is what they are judged by."""
         hyper = hypers.sampled(self, data)
         matrices = evidence.design(data)
-        field = jnp.zeros(matrices.value.shape[1])
+        field = evidence.constant(data, self.points)
         if not data.at_nodes.linear:
             # The gradient leaves out how the field moves: the sampler stays exact all the same.
             fixed = jax.lax.stop_gradient(hyper)
@@ -553,9 +554,7 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
     def mcmc_conditional(self, data, sites):
         """The field given spectrum, noise and unknown coefficients."""
         hyper = hypers.from_sites(self, data, sites)
-        return learning.solution(
-            self, data, hyper, jnp.zeros(evidence.number_of_waves(self.points))
-        )
+        return learning.solution(self, data, hyper, evidence.constant(data, self.points))
 
 
 def _check_sensors(data, batch):

@@ -15,8 +15,9 @@ def rms(values):
 
 
 def share_of(part, whole):
-    """Zero where the whole is."""
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+    """Zero where the whole is; infinite where that is no number that squares can be taken of."""
+    share = jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+    return jnp.where(jnp.isfinite(whole), share, jnp.inf)
 
 
 def equation_share(equation, values, lengths, typical):

@@ -22,6 +22,7 @@ _SLACK = 1e-9  # of the box
 _FAR = 1e-12  # of the box, rounding of coordinates
 _GLANCES = 2**14  # points at which spikes of the source are looked for
 _SPIKE = 3.0  # times the largest value that the solver sees
+_LARGEST = 1e130  # of source and values, and one over the smallest: variances are squares
 
 
 class Axis(NamedTuple):
@@ -132,6 +133,9 @@ class Problem(NamedTuple):
     stated : Stated
     spans : dict
         Centre and scale of the priors of unknown coefficients, in unconstrained coordinates.
+    level : scalar
+        The constant field that Newton's iteration starts from: zero, or what the conditions are on
+        average where the equation is undefined for zero.
     """
 
     axes: tuple[Axis, ...]
@@ -149,6 +153,7 @@ class Problem(NamedTuple):
     highest: Any
     stated: Stated
     spans: dict[str, Any]
+    level: Any
 
 
 def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
@@ -183,6 +188,10 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
     items = sensors if isinstance(sensors, list) else [sensors]
     measured = [None if each is None else _measured(pde, axes, each) for each in items]
     known = np.concatenate([np.zeros(0), *_as_values(axes, values)])
+    _check_size("residual: its source", source if finite else [])
+    _check_size("conditions: the largest value", known)
+    for each in measured:
+        _check_size("data: the largest value", [] if each is None else each.values)
     highest = [WIDEST * 0.5 * (count - 1) for count in points]
     spectrum = (source if finite else None, by_value, symbols.orders, axes)
 
@@ -210,6 +219,7 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
             or any(each.noise is not None for each in pde.conditions)
         ),
         {name: (each.centre, each.scale) for name, each in symbols.unknowns.items()},
+        0.0 if finite and bool(np.all(np.isfinite(by_value))) else _mean_level(axes, values),
     )
 
     def array(leaf):
@@ -223,6 +233,27 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
         units, peaks, _ = taken_up(each)
         found.append(problem._replace(measured=each, units=units, peaks=peaks))
     return jax.tree.map(lambda *leaves: jnp.stack([array(leaf) for leaf in leaves]), *found)
+
+
+def _mean_level(axes, values):
+    """Mean of the values that the field itself is given by conditions; one without these."""
+    given = [np.zeros(0)]
+    for axis, own in zip(axes, values, strict=True):
+        sizes = np.sum(axis.terms[:, :, 0], axis=1)
+        plain = np.flatnonzero((sizes != 0) & np.all(axis.terms[:, :, 1] == 0, axis=1))
+        given += [own[c].ravel() / sizes[c] for c in plain]
+    found = np.concatenate(given)
+    return float(np.mean(found)) if found.size else 1.0
+
+
+def _check_size(name, values):
+    """Whether squares of the largest of some numbers are numbers, and of their errors too."""
+    largest = np.max(np.abs(values), initial=0.0)
+    if largest and not 1.0 / _LARGEST < largest < _LARGEST:
+        raise ValueError(
+            f"{name} is {largest:.1e} in size; variances are squares, which double precision has "
+            f"between {1.0 / _LARGEST:.0e} and {_LARGEST:.0e}: take other units"
+        )
 
 
 def _as_values(axes, values):

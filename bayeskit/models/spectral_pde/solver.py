@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bayeskit.linalg import kronecker_multiply
-from bayeskit.models.spectral_pde import dense, tensor
+from bayeskit.models.spectral_pde import dense, frame, tensor
 from bayeskit.models.spectral_pde.approximation import DenseSolution, TensorSolution
 from bayeskit.models.spectral_pde.basis import derivative, scales_of
 from bayeskit.models.spectral_pde.newton import rms
@@ -81,8 +81,8 @@ class AbstractSolver(eqx.Module):
     kernel: eqx.AbstractVar[SpectralMixture]
 
     @abc.abstractmethod
-    def zero(self, problem):
-        """The field that is zero."""
+    def constant(self, problem):
+        """The constant field to start from."""
 
     @abc.abstractmethod
     def draw(self, problem, components, key):
@@ -132,10 +132,11 @@ class DenseSolver(AbstractSolver):
 
     kernel: SpectralMixture
 
-    def zero(self, problem):
+    def constant(self, problem):
         """Coefficients (K,)."""
         (axis,) = problem.axes
-        return jnp.zeros(derivative(axis, axis.nodes[:1], 0).shape[1])
+        zero = jnp.zeros(derivative(axis, axis.nodes[:1], 0).shape[1])
+        return zero.at[frame.CONSTANT].set(problem.level)
 
     def draw(self, problem, components, key):
         """See :class:`AbstractSolver`."""
@@ -182,8 +183,7 @@ class DenseSolver(AbstractSolver):
         size = jnp.maximum(rms(ops.value @ field), problem.units.field)
 
         def is_another(offset):
-            # The first function is constant.
-            start = field.at[0].add(offset * size)
+            start = field.at[frame.CONSTANT].add(offset * size)
             found, _ = dense.solve(problem, ops, scales, start)
             residual = jnp.maximum(*dense.residuals(problem, ops, found))
             return (residual < _SOLVED) & (rms(ops.value @ (found - field)) > _APART * size)
@@ -196,9 +196,9 @@ class TensorSolver(AbstractSolver):
 
     kernel: SpectralMixture
 
-    def zero(self, problem):
+    def constant(self, problem):
         """Values (N_1, …, N_d)."""
-        return jnp.zeros(tuple(axis.nodes.shape[0] for axis in problem.axes))
+        return jnp.full(tuple(axis.nodes.shape[0] for axis in problem.axes), problem.level)
 
     def draw(self, problem, components, key):
         """See :class:`AbstractSolver`."""
