@@ -10,6 +10,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Inexact
 
+from bayeskit.precision import gathered
+
 REAL = "biuf"
 REAL_OR_COMPLEX = "biufc"
 
@@ -170,7 +172,7 @@ def check_finite(name, array, advice="finite numbers are expected"):
 
 
 def double_array(name: str, array: Any, kinds: str = REAL_OR_COMPLEX) -> Inexact[np.ndarray, "..."]:
-    """An array-like of finite numbers as float64 or complex128.
+    """An array-like of finite numbers as float64 or complex128, gathered from all devices.
 
     Raises
     ------
@@ -179,7 +181,7 @@ def double_array(name: str, array: Any, kinds: str = REAL_OR_COMPLEX) -> Inexact
     ValueError
         If an entry is masked or not finite.
     """
-    array = np.asarray(values_of(name, array))
+    array = np.asarray(gathered(values_of(name, array)))
     if array.dtype.kind not in kinds:
         expected = "numbers" if "c" in kinds else "real numbers"
         raise TypeError(f"{name}: got dtype {array.dtype}; expected {expected}")

@@ -27,6 +27,8 @@ def free_port():
         # Two processes of one test beside another test take two cores for a minute.
         pytest.param("kronecker_sbl", 2, marks=pytest.mark.full),
         pytest.param("functional_tucker", 2, marks=pytest.mark.full),
+        pytest.param("spectral_pde", 1, marks=pytest.mark.full),
+        pytest.param("spectral_pde", 2, marks=pytest.mark.full),
     ],
 )
 def test_distributed_fit_equals_single_device_fit(family, processes):
