@@ -325,9 +325,9 @@ def laplace(problem, kernel, unknowns, key) -> JointMode:
         upper = jnp.concatenate([matrix, error[:, None]], axis=1)
         lower = jnp.concatenate([jnp.eye(size), whitened[:, None]], axis=1)
         triangle = safe.triangle(jnp.concatenate([upper, lower]))
-        deviations = safe.solve_triangular(triangle[:size, :size].T, _kron(roots).T)
-        step = -(deviations.T @ triangle[:size, size]).reshape(unknowns.values.shape)
-        deviations = deviations.reshape(size, *unknowns.values.shape)
+        independent = safe.solve_triangular(triangle[:size, :size].T, jnp.eye(size))
+        deviations = jax.vmap(unwhitened)(independent)
+        step = -jnp.tensordot(triangle[:size, size], deviations, axes=1)
     else:
         transposed = jax.linear_transpose(tangent, whitened)
 
@@ -350,13 +350,6 @@ def laplace(problem, kernel, unknowns, key) -> JointMode:
     moved = unknowns._replace(values=unknowns.values + step)
     better = objective(problem, kernel, moved) > objective(problem, kernel, unknowns)
     return JointMode(jnp.where(better, moved.values, unknowns.values), deviations)
-
-
-def _kron(matrices):
-    found = jnp.ones((1, 1))
-    for matrix in matrices:
-        found = jnp.kron(found, matrix)
-    return found
 
 
 def interpolation(kernel, components, root, points, order):
