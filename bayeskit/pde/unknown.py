@@ -20,8 +20,8 @@ _READ: ContextVar[Callable | None] = ContextVar("read", default=None)
 class Unknown(Symbol):
     """A number of the equation that is to be inferred: the problem becomes an inverse one.
 
-    To be used inside the residual (or an operator of :class:`Sensors`): ``k * u``, ``k**2``;
-    functions of ``jax.numpy`` take its value, ``jnp.exp(k())``.
+    To be used inside the residual: ``k * u``, ``k**2``; functions of ``jax.numpy`` take its value,
+    ``jnp.exp(k())``.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ class Unknown(Symbol):
         read = _READ.get()
         if read is None:
             raise ValueError(
-                f"the unknown {self.name!r} has a value only inside a residual or an operator of "
-                "sensors, not in values of conditions"
+                f"the unknown {self.name!r} has a value only inside a residual, not in values "
+                "of conditions"
             )
         return read(self)
 

@@ -288,6 +288,32 @@ def test_simulated_measurements_and_the_tree_have_the_sensors(posterior, tmp_pat
 
 
 @pytest.mark.full
+def test_sensors_taken_for_noise_are_reported_and_restarts_find_more():
+    """Two unknowns far from their priors' middle: a local mode has the sensors as noise."""
+    truth = lambda x: np.sin(9 * x) + 0.3 * np.cos(4 * x)  # noqa: E731
+    slope = lambda x: 9 * np.cos(9 * x) - 1.2 * np.sin(4 * x)  # noqa: E731
+    curvature = lambda x: -81 * np.sin(9 * x) - 4.8 * np.cos(4 * x)  # noqa: E731
+    a, b = (Unknown(name, dist.LogNormal(0.0, 1.0)) for name in "ab")
+    pde = PDE(
+        lambda u, x: (
+            u.d("x", 2) + a * u.d("x") + b * u - (curvature(x) + 5 * slope(x) + 30 * truth(x))
+        ),
+        {"x": (0.0, 1.0)},
+        [],
+    )
+    model = SpectralPDE(pde, grid={"x": 32}, kernel=SpectralMixture(3))
+    generator = np.random.default_rng(1)
+    places = generator.uniform(0.0, 1.0, 20)
+    sensors = Sensors({"x": places}, truth(places) + 0.01 * generator.normal(size=20))
+    with pytest.warns(bk.ConditioningWarning, match="learned for the sensors: .* try restarts=4"):
+        local = bk.infer(model, sensors)
+    best = bk.infer(model, sensors, bk.inference.EM(max_iterations=300, restarts=4), key=0)
+    assert best.log_evidence > local.log_evidence + 30
+    assert abs(best.mean["a"] - 5) < 4 * np.sqrt(best.variance["a"])
+    assert abs(best.mean["b"] - 30) < 4 * np.sqrt(best.variance["b"])
+
+
+@pytest.mark.full
 def test_a_grid_too_coarse_for_the_source_is_reported():
     """An inverse problem whose band is too narrow must not answer in silence."""
     with warnings.catch_warnings(record=True) as caught:

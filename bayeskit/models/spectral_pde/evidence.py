@@ -7,12 +7,13 @@ and
 .. math::
     \begin{pmatrix} A & b \\ I & 0 \end{pmatrix} =
     Q \begin{pmatrix} R & c \\ 0 & \rho \end{pmatrix}, \quad
-    \log p(b) = -\log |R| - \tfrac12 \rho^2 + \text{const},
+    \log p = -\log |R| - \tfrac12 \rho^2 - \sum_i \log \sigma_i + \text{const},
 
-without normal equations. Its gradient needs no derivative of a factorisation (Fisher's identity):
-:math:`\partial \log p / \partial A = E[(b - A z) z^T] = (b - A m) m^T - Q_1 Q_2^T`, where
-:math:`Q_1, Q_2` are the upper and lower part of :math:`Q`; by the logarithms of prior and error
-deviations it is :math:`E z_k^2 - 1` and :math:`E (b - A z)_i^2 - 1`.
+with the errors' deviations :math:`\sigma_i`, and without normal equations. Its gradient needs no
+derivative of a factorisation (Fisher's identity): :math:`\partial \log p / \partial A =
+E[(b - A z) z^T] = (b - A m) m^T - Q_1 Q_2^T`, where :math:`Q_1, Q_2` are the upper and lower part
+of :math:`Q`; by the logarithms of prior and error deviations it is :math:`E z_k^2 - 1` and
+:math:`E (b - A z)_i^2 - 1`.
 """
 
 from typing import Any, NamedTuple

@@ -13,7 +13,8 @@ conditions,
 
 flat in logarithms of weights and scales and in frequencies, :math:`\lambda = 200`. The paper leaves
 out the last two terms: the density then grows without bound as the residual goes to zero. Here each
-precision has seen one more error, a millionth of what it is the precision of.
+precision has seen one more error: a millionth of what the equation is for a field of size one,
+and a millionth.
 
 A uniform grid makes every matrix Toeplitz: kernels and their derivatives, in closed form, are
 evaluated for a first column only, and gradients flow back to it through sums over diagonals. One

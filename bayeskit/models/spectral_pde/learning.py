@@ -21,6 +21,7 @@ from bayeskit.models.spectral_pde.learned import (
     Spread,
     with_part,
 )
+from bayeskit.models.spectral_pde.newton import rms, share_of
 from bayeskit.models.spectral_pde.solver import Diagnostics, missing_conditions
 
 _OPTIMISER = optax.lbfgs(memory_size=20)
@@ -152,7 +153,7 @@ def _diagnosed(model, problem, matrices, found):
     # Of a field that is zero all that tells is how much of the prior is left.
     prior = jnp.mean((matrices.value * found.scales) ** 2 @ jnp.ones_like(found.scales))
     deviation = jnp.sqrt(jnp.mean(variance) / jnp.where(power > 0, power, prior))
-    noise, _ = hypers.deviations(problem, found.hyper)
+    noise, of_sensors = hypers.deviations(problem, found.hyper)
     terms = jnp.maximum(evidence.size_of_terms(problem, matrices, found), problem.units.equation)
     relative = noise / terms
     # Two independent errors: the nodes', which the field follows in part, and those between.
@@ -160,15 +161,18 @@ def _diagnosed(model, problem, matrices, found):
     large = _OPEN if problem.stated.uncertain else _OPEN_IF_CERTAIN
     open_ended = jnp.where(deviation > large, deviation, 0.0)
     missing = missing_conditions(problem) if problem.measured is None else 0
+    learned = problem.measured is not None and problem.measured.noise is None
+    no = jnp.zeros(())
     return Diagnostics(
         excess,
         found.misfit,
         open_ended,
         problem.near_nyquist,
         jnp.asarray(missing),
-        relative if problem.equation_noise is None else jnp.zeros(()),
-        jnp.zeros(()),
-        jnp.zeros(()),
+        relative if problem.equation_noise is None else no,
+        no,
+        no,
+        share_of(rms(of_sensors), rms(problem.measured.values)) if learned else no,
     )
 
 

@@ -53,7 +53,7 @@ from bayeskit.validation import REAL, check_integer, check_positive, double_arra
 _FEWEST_POINTS = 8
 _LARGE_RESIDUAL, _LARGE_MISFIT, _LARGE_DEVIATION, _LARGE_SHARE = 1e-3, 1e-6, 1e-3, 0.01
 _COMPONENTS = ("weights", "frequencies", "widths")
-_LARGE_NOISE = 0.05  # of the equation's terms
+_LARGE_NOISE, _LARGE_SENSOR_NOISE = 0.05, 0.2  # of the equation's terms, of what sensors measure
 _MOST_WAVES = 3000  # of products over dimensions, where their weights are integrated out
 _CHAIN_SPREAD = 0.1  # of the logarithms of chains' starts
 # Weights in units of the field's power, widths in cycles per box, noise in units: see the class.
@@ -330,6 +330,12 @@ class SpectralPDE(SupportsEM, SupportsMAP, SupportsMessages, SupportsMCMC):
                 f"errors of {diagnostics.noise:.0%} of its terms have been learned for the "
                 "equation: unless its source is that noisy, the grid is too coarse or the "
                 "equation does not describe the measurements"
+            )
+        if diagnostics.sensor_noise > _LARGE_SENSOR_NOISE:
+            found.append(
+                f"errors of {diagnostics.sensor_noise:.0%} of what they measure have been learned "
+                "for the sensors: unless they are that noisy, the ascent ended where equation and "
+                "unknown coefficients do not describe them; try restarts=4, or state their noise"
             )
         if diagnostics.averaged_out:
             found.append(

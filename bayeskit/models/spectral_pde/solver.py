@@ -63,6 +63,8 @@ class Diagnostics(NamedTuple):
     averaged_out : scalar
         Whether nothing is left of the equation with its coefficients' means, from which several
         dimensions are solved.
+    sensor_noise : scalar
+        Deviation of the sensors' errors relative to what they measure where it has been learned.
     """
 
     residual: Any
@@ -73,6 +75,7 @@ class Diagnostics(NamedTuple):
     noise: Any
     others: Any
     averaged_out: Any
+    sensor_noise: Any
 
 
 class AbstractSolver(eqx.Module):
@@ -116,7 +119,7 @@ def diagnosed(problem, mean, variance, residual, misfit):
     missing = jnp.asarray(missing_conditions(problem))
     nyquist = problem.near_nyquist
     no = jnp.zeros(())
-    return Diagnostics(residual, misfit, deviation, nyquist, missing, no, no, no)
+    return Diagnostics(residual, misfit, deviation, nyquist, missing, no, no, no, no)
 
 
 def missing_conditions(problem):
