@@ -75,7 +75,11 @@ class Sensors(eqx.Module):
                 f"{self.values.shape}"
             )
         self.noise = None if noise is None else _checked_noise(noise, first[0])
-        self.orders, self.coefficients, self.offset = _seen(operator, self.points)
+        orders, self.coefficients, self.offset = _seen(operator, self.points)
+        # JAX sorts the keys of a mapping: orders must be in the same order before and after.
+        given, kept = list(self.points), sorted(self.points)
+        self.points = {dim: self.points[dim] for dim in kept}
+        self.orders = tuple(tuple(each[given.index(dim)] for dim in kept) for each in orders)
 
     def items(self) -> list["Sensors"]:
         """The data sets of a batch, one by one: of values (batch, n), other arrays as they are.

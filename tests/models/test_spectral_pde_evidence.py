@@ -229,7 +229,7 @@ def test_methods_agree_on_the_unknown(posterior):
 
 @pytest.mark.full
 def test_chains_agree_with_messages_on_the_unknown(posterior):
-    method = bk.inference.MCMC(num_warmup=500, num_samples=500, num_chains=2)
+    method = bk.inference.MCMC(num_warmup=500, num_samples=1000, num_chains=2)
     chains = bk.infer(oscillator(), posterior.data, method, key=0, initial=posterior)
     deviation = np.sqrt(chains.variance["k"])
     assert abs(chains.mean["k"] - posterior.mean["k"]) < 0.5 * deviation
@@ -411,10 +411,28 @@ def test_the_order_of_sensors_does_not_matter(posterior):
     np.testing.assert_allclose(again.variance["k"], posterior.variance["k"], rtol=1e-3)
 
 
+def test_the_order_of_coordinates_does_not_matter():
+    """Nor whether the sensors have been a tree of arrays in between, whose mappings are sorted."""
+    along, across, values = np.random.default_rng(0).uniform(size=(3, 6))
+    pde = PDE(lambda u, x, y: u.d("x", 2) + u.d("y", 2), dict.fromkeys("xy", (0.0, 1.0)), [])
+    model = SpectralPDE(pde, grid={"y": 9, "x": 8}, kernel=SpectralMixture(2))
+    usual = Sensors({"x": along, "y": across}, values, operator=lambda u, x, y: u.d("x") - y * u())
+    turned = Sensors({"y": across, "x": along}, values, operator=lambda u, y, x: u.d("x") - y * u())
+    expected = model.prepare(usual).data.measured
+    assert set(expected.orders) == {(1, 0), (0, 0)}
+    for sensors in (turned, jax.tree.map(lambda leaf: leaf, turned)):
+        found = model.prepare(sensors).data.measured
+        by_order = dict(zip(found.orders, found.coefficients, strict=True))
+        for orders, coefficients in zip(expected.orders, expected.coefficients, strict=True):
+            np.testing.assert_array_equal(by_order[orders], coefficients)
+        np.testing.assert_array_equal(found.points, expected.points)
+
+
 def test_sensors_at_one_point_may_contradict_each_other():
     places = np.tile(np.linspace(0.05, 0.95, 10), 2)
     values = solution(places) + np.repeat([1.0, -1.0], 10)
-    posterior = bk.infer(oscillator(), Sensors({"x": places}, values))
+    with pytest.warns(bk.ConditioningWarning, match="unless they are that noisy"):
+        posterior = bk.infer(oscillator(), Sensors({"x": places}, values))
     assert 0.7 < posterior.mean["sensor_noise"] < 1.4
     assert abs(posterior.mean["k"] - STIFFNESS) < 3 * np.sqrt(posterior.variance["k"])
 
