@@ -102,9 +102,12 @@ class Stated(eqx.Module):
     ----------
     uncertain : bool
         Whether anything is measured, unknown or noisy by statement.
+    homogeneous : bool
+        Whether the equation is linear and a field that is zero satisfies it.
     """
 
     uncertain: bool = eqx.field(static=True)
+    homogeneous: bool = eqx.field(static=True)
 
 
 class Problem(NamedTuple):
@@ -216,7 +219,8 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
             measured[0] is not None
             or equation_noise is not None
             or bool(symbols.unknowns)
-            or any(each.noise is not None for each in pde.conditions)
+            or any(each.noise is not None for each in pde.conditions),
+            at_nodes.linear and not np.any(source_of(at_nodes, math.prod(points))[0]),
         ),
         {name: (each.centre, each.scale) for name, each in symbols.unknowns.items()},
         0.0 if finite and bool(np.all(np.isfinite(by_value))) else _mean_level(axes, values),
