@@ -76,10 +76,10 @@ def _problem(dims, source=1.0):
     [(("x",), 1.0), (("x",), 0.0), pytest.param(("x", "y"), 1.0, marks=pytest.mark.full)],
 )
 def test_evidence_and_its_gradient_are_those_of_a_dense_normal_distribution(dims, source):
-    """Where zero satisfies the equation, of all else given the equation."""
+    """Where the equation has no source, of all else given the equation."""
     with jax.enable_x64(True):
         model, problem = _problem(dims, source)
-        assert problem.stated.homogeneous == (source == 0.0)
+        assert problem.stated.has_source == (source != 0.0)
         matrices = jax.jit(evidence.design)(problem)
         start = hyper.start(problem)
         flat, unravel = ravel_pytree(start)
@@ -325,6 +325,30 @@ def test_sensors_taken_for_noise_are_reported_and_restarts_find_more():
     assert best.log_evidence > local.log_evidence + 30
     assert abs(best.mean["a"] - 5) < 4 * np.sqrt(best.variance["a"])
     assert abs(best.mean["b"] - 30) < 4 * np.sqrt(best.variance["b"])
+
+
+@pytest.mark.full
+def test_an_unknown_amplitude_of_the_source_is_calibrated():
+    """An equation whose source unknowns scale would be most probable if there were none."""
+    amplitude = Unknown("amplitude", dist.LogNormal(0.0, 1.0))
+    pde = PDE(
+        lambda u, x: u.d("x", 2) + amplitude * 81.0 * np.sin(9 * x),
+        {"x": (0.0, 1.0)},
+        [Dirichlet("x", 0.0, 0.0)],
+    )
+    model = SpectralPDE(pde, grid={"x": 32}, kernel=SpectralMixture(3))
+    generator = np.random.default_rng(0)
+    places = generator.uniform(0.0, 1.0, 20)
+    truth = 2 * np.sin(9 * places) + 0.7 * places
+    readings = truth + 0.3 * generator.normal(size=(24, 20))
+    with warnings.catch_warnings():
+        # The noise is a fifth of what is measured.
+        warnings.simplefilter("ignore", bk.ConditioningWarning)
+        found = bk.infer_batch(model, Sensors({"x": places}, readings))
+    z = (found.mean["amplitude"] - 2.0) / np.sqrt(found.variance["amplitude"])
+    assert 0.4 < np.mean(z**2) < 2.0  # 24 squares of normal numbers: deviation 0.29
+    assert 0.05 < np.mean(np.sqrt(found.variance["amplitude"])) < 0.2
+    assert abs(np.mean(found.mean["sensor_noise"]) - 0.3) < 0.03
 
 
 @pytest.mark.full

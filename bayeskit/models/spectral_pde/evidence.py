@@ -221,13 +221,13 @@ log_density.defvjp(_forward, _backward)
 def log_evidence(kernel, problem, matrices, hyper, coefficients):
     """Of conditions, measurements and equation, linearised at a field.
 
-    Of an equation that zero satisfies, where anything is noisy: of conditions and measurements
-    given the equation. It says nothing on the size of its solution, but is most probable where that
-    is none.
+    Of an equation without a source that is known, where anything is noisy: of conditions and
+    measurements given the equation. It says nothing on the size of its solution, but is most
+    probable where that is none.
     """
     rows = rows_of(kernel, problem, matrices, hyper, coefficients)
     value = log_density(*rows)
-    if not (problem.stated.homogeneous and problem.stated.uncertain):
+    if problem.stated.has_source or not problem.stated.uncertain:
         return value
     own = slice(matrices.conditions.shape[0] + matrices.sensors.shape[0], None)
     equation = rows.matrix[own], rows.right[own], rows.log_scales, rows.log_deviations[own]

@@ -102,12 +102,12 @@ class Stated(eqx.Module):
     ----------
     uncertain : bool
         Whether anything is measured, unknown or noisy by statement.
-    homogeneous : bool
-        Whether the equation is linear and a field that is zero satisfies it.
+    has_source : bool
+        Whether the equation has a source that is known.
     """
 
     uncertain: bool = eqx.field(static=True)
-    homogeneous: bool = eqx.field(static=True)
+    has_source: bool = eqx.field(static=True)
 
 
 class Problem(NamedTuple):
@@ -220,7 +220,7 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
             or equation_noise is not None
             or bool(symbols.unknowns)
             or any(each.noise is not None for each in pde.conditions),
-            at_nodes.linear and not np.any(source_of(at_nodes, math.prod(points))[0]),
+            _has_source(at_nodes, symbols.unknowns, math.prod(points)),
         ),
         {name: (each.centre, each.scale) for name, each in symbols.unknowns.items()},
         0.0 if finite and bool(np.all(np.isfinite(by_value))) else _mean_level(axes, values),
@@ -237,6 +237,14 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
         units, peaks, _ = taken_up(each)
         found.append(problem._replace(measured=each, units=units, peaks=peaks))
     return jax.tree.map(lambda *leaves: jnp.stack([array(leaf) for leaf in leaves]), *found)
+
+
+def _has_source(equation, unknowns, count):
+    """Whether the field that is zero leaves something, and the same whatever the unknowns are."""
+    source, _ = source_of(equation, count)
+    other = {name: each.prior.sample(jax.random.key(0)) for name, each in unknowns.items()}
+    moved, _ = source_of(equation.given(other), count)
+    return bool(np.any(source)) and np.array_equal(source, moved)
 
 
 def _mean_level(axes, values):
