@@ -160,9 +160,12 @@ def _diagnosed(model, problem, matrices, found):
     excess = jnp.sqrt(jnp.maximum(found.residual**2 - (_NOISY * relative) ** 2, 0.0))
     large = _OPEN if problem.stated.uncertain else _OPEN_IF_CERTAIN
     open_ended = jnp.where(deviation > large, deviation, 0.0)
-    missing = missing_conditions(problem) if problem.measured is None else 0
-    learned = problem.measured is not None and problem.measured.noise is None
-    no = jnp.zeros(())
+    measured, no = problem.measured, jnp.zeros(())
+    missing = missing_conditions(problem) if measured is None else 0
+    if measured is None or measured.noise is not None:
+        of_measured = no
+    else:
+        of_measured = share_of(rms(of_sensors), rms(measured.values))
     return Diagnostics(
         excess,
         found.misfit,
@@ -172,7 +175,7 @@ def _diagnosed(model, problem, matrices, found):
         relative if problem.equation_noise is None else no,
         no,
         no,
-        share_of(rms(of_sensors), rms(problem.measured.values)) if learned else no,
+        of_measured,
     )
 
 
