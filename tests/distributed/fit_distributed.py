@@ -34,24 +34,27 @@ mesh = bk.make_mesh((8,), ("x",))
 sharding = NamedSharding(mesh, PartitionSpec("x"))
 
 
+def spread(array):
+    """An array in double precision, over all devices."""
+    with jax.enable_x64(True):
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+
 def kronecker_sbl():
     """A tensor: whole fit, shardings, and what the compiled program holds and sends."""
     shape, atoms = (16, 12, 10), (24, 16, 12)
     problem = bk.datasets.kronecker_sparse(0, shape=shape, atoms=atoms, nonzeros=(3, 3, 2))
     model = bk.models.KroneckerSBL(problem.dictionaries)
-    with jax.enable_x64(True):
-        measurements = jax.make_array_from_callback(
-            shape, sharding, lambda part: problem.measurements[part]
-        )
+    measurements = spread(problem.measurements)
     distributed = bk.infer(model, measurements)
     single = bk.infer(model, problem.measurements)
     for name, moments in (("mean", "mean"), ("variance", "variance")):
         whole = getattr(single, moments)["coefficients"]
-        spread = getattr(distributed, moments)["coefficients"]
-        assert isinstance(spread, jax.Array), f"{name} was gathered"
-        largest = max(shard.data.size for shard in spread.addressable_shards)
+        found = getattr(distributed, moments)["coefficients"]
+        assert isinstance(found, jax.Array), f"{name} was gathered"
+        largest = max(shard.data.size for shard in found.addressable_shards)
         assert largest <= whole.size / 8, f"a device holds {largest} of {whole.size} entries"
-        error = np.max(np.abs(gathered(spread) - whole)) / np.max(np.abs(whole))
+        error = np.max(np.abs(gathered(found) - whole)) / np.max(np.abs(whole))
         assert error < 1e-10, f"{name} differs by {error}"
     assert abs(distributed.log_evidence - single.log_evidence) < 1e-8 * abs(single.log_evidence)
     assert distributed.convergence.iterations == single.convergence.iterations
@@ -82,13 +85,7 @@ def functional_tucker():
         size=count
     )
     tables._BLOCK_NUMBERS = 1000
-    with jax.enable_x64(True):
-        table = tuple(
-            jax.make_array_from_callback(
-                whole.shape, sharding, lambda part, whole=whole: whole[part]
-            )
-            for whole in (indices[:248], values[:248])
-        )
+    table = spread(indices[:248]), spread(values[:248])
     model = bk.models.FunctionalTucker(["x", "z"], ranks=2)
     settings = bk.inference.MessagePassing(max_iterations=5)
     with warnings.catch_warnings():
@@ -112,17 +109,8 @@ def spectral_pde():
     rate = bk.pde.Unknown("rate", dist.Normal(100.0, 50.0))
     pde = bk.pde.PDE(lambda u, x: u.d("x", 2) + rate * u(), {"x": (0.0, 1.0)}, [])
     model = bk.models.SpectralPDE(pde, grid={"x": 24}, kernel=bk.models.SpectralMixture(2))
-    with jax.enable_x64(True):
-        spread = [
-            jax.make_array_from_callback(
-                whole.shape, sharding, lambda part, whole=whole: whole[part]
-            )
-            for whole in (places, readings)
-        ]
-    there, here = (
-        bk.infer(model, bk.pde.Sensors({"x": points}, values))
-        for points, values in (spread, (places, readings))
-    )
+    there = bk.infer(model, bk.pde.Sensors({"x": spread(places)}, spread(readings)))
+    here = bk.infer(model, bk.pde.Sensors({"x": places}, readings))
     assert there.mean["rate"] == here.mean["rate"]
     np.testing.assert_array_equal(there.mean["solution"], here.mean["solution"])
     assert abs(here.mean["rate"] - 144.0) < 4 * np.sqrt(here.variance["rate"])

@@ -287,14 +287,15 @@ def test_equations_undefined_for_zero_start_from_the_conditions():
         (found, lambda u: np.log(u - 0.5), (1.2, 2.0)),
         (negative, lambda u: -20.0 * np.sqrt(np.maximum(-u, 0.0)), (-1.0, -2.0)),
     ):
-        shooting = solve_bvp(
+        reference = solve_bvp(
             lambda x, u, force=force: np.stack([u[1], force(u[0])]),
             lambda left, right, ends=ends: np.array([left[0] - ends[0], right[0] - ends[1]]),
             np.linspace(0.0, 1.0, 50),
             np.full((2, 50), np.mean(ends)),
             tol=1e-9,
         )
-        np.testing.assert_allclose(each.predict({"x": TEST}).mean, shooting.sol(TEST)[0], atol=1e-8)
+        expected = reference.sol(TEST)[0]
+        np.testing.assert_allclose(each.predict({"x": TEST}).mean, expected, atol=1e-8)
 
 
 def test_what_cannot_be_evaluated_is_no_answer():

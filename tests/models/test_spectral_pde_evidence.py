@@ -79,7 +79,7 @@ def test_evidence_and_its_gradient_are_those_of_a_dense_normal_distribution(dims
     """Where the equation has no source, of all else given the equation."""
     with jax.enable_x64(True):
         model, problem = _problem(dims, source)
-        assert problem.stated.has_source == (source != 0.0)
+        assert problem.stated.given == (source == 0.0)
         matrices = jax.jit(evidence.design)(problem)
         start = hyper.start(problem)
         flat, unravel = ravel_pytree(start)

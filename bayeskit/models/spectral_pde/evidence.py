@@ -227,7 +227,7 @@ def log_evidence(kernel, problem, matrices, hyper, coefficients):
     """
     rows = rows_of(kernel, problem, matrices, hyper, coefficients)
     value = log_density(*rows)
-    if problem.stated.has_source or not problem.stated.uncertain:
+    if not problem.stated.given:
         return value
     own = slice(matrices.conditions.shape[0] + matrices.sensors.shape[0], None)
     equation = rows.matrix[own], rows.right[own], rows.log_scales, rows.log_deviations[own]

@@ -102,12 +102,13 @@ class Stated(eqx.Module):
     ----------
     uncertain : bool
         Whether anything is measured, unknown or noisy by statement.
-    has_source : bool
-        Whether the equation has a source that is known.
+    given : bool
+        Whether the equation is given rather than data: it has no source that is known, where
+        anything is uncertain.
     """
 
     uncertain: bool = eqx.field(static=True)
-    has_source: bool = eqx.field(static=True)
+    given: bool = eqx.field(static=True)
 
 
 class Problem(NamedTuple):
@@ -191,10 +192,16 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
     items = sensors if isinstance(sensors, list) else [sensors]
     measured = [None if each is None else _measured(pde, axes, each) for each in items]
     known = np.concatenate([np.zeros(0), *_as_values(axes, values)])
-    _check_size("residual: its source", source if finite else [])
-    _check_size("conditions: the largest value", known)
+    _check_magnitude("residual: its source", source if finite else [])
+    _check_magnitude("conditions: the largest value", known)
     for each in measured:
-        _check_size("data: the largest value", [] if each is None else each.values)
+        _check_magnitude("data: the largest value", [] if each is None else each.values)
+    uncertain = (
+        measured[0] is not None
+        or equation_noise is not None
+        or bool(symbols.unknowns)
+        or any(each.noise is not None for each in pde.conditions)
+    )
     highest = [WIDEST * 0.5 * (count - 1) for count in points]
     spectrum = (source if finite else None, by_value, symbols.orders, axes)
 
@@ -216,11 +223,8 @@ def build(pde, points, kernel, sensors=None, equation_noise=None) -> Problem:
         equation_noise,
         *taken_up(measured[0]),
         Stated(
-            measured[0] is not None
-            or equation_noise is not None
-            or bool(symbols.unknowns)
-            or any(each.noise is not None for each in pde.conditions),
-            _has_source(at_nodes, symbols.unknowns, math.prod(points)),
+            uncertain,
+            uncertain and not _has_source(at_nodes, symbols.unknowns, math.prod(points)),
         ),
         {name: (each.centre, each.scale) for name, each in symbols.unknowns.items()},
         0.0 if finite and bool(np.all(np.isfinite(by_value))) else _mean_level(axes, values),
@@ -258,9 +262,9 @@ def _mean_level(axes, values):
     return float(np.mean(found)) if found.size else 1.0
 
 
-def _check_size(name, values):
+def _check_magnitude(name, values):
     """Whether squares of the largest of some numbers are numbers, and of their errors too."""
-    largest = np.max(np.abs(values), initial=0.0)
+    largest = _largest(values)
     if largest and not 1.0 / _LARGEST < largest < _LARGEST:
         raise ValueError(
             f"{name} is {largest:.1e} in size; variances are squares, which double precision has "
