@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from numpyro.infer.util import log_density
 from scipy import special, stats
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_iris, load_wine
 from sklearn.mixture import BayesianGaussianMixture
@@ -276,6 +277,24 @@ def test_moves_dissolve_one_component_and_halve_another(fitted):
     labels = np.argmax(share, axis=1)
     np.testing.assert_allclose(np.sum(share, axis=1), 1.0, rtol=1e-12)
     assert np.all(sides == (labels == 0)) or np.all(sides == (labels == 1))
+
+
+@pytest.mark.parametrize("parts", [30, 7])
+def test_centres_are_merged_as_ward_does(table, parts):
+    rows = table[:30]
+    with jax.enable_x64(True):
+        values, key = jnp.asarray(rows), jax.random.key(0)
+        share = np.asarray(starts.merged_labels(values, 4, jnp.asarray(parts), 30, key))
+        _, *found = starts._kmeans(values, jnp.asarray(parts), 30, key)
+        centers, counts = map(np.asarray, found)
+    # SciPy merges rows: a centre of m rows is there m times.
+    copies = np.repeat(centers, counts.astype(int), axis=0)
+    labels = fcluster(linkage(copies, "ward"), 4, "maxclust")
+    assert np.sum(counts > 0) == parts
+    nearest = np.argmin(np.linalg.norm(rows[:, None] - copies, axis=-1), axis=1)
+    assert bk.metrics.clustering_error(labels[nearest], share.argmax(axis=1)) == 0
+    np.testing.assert_array_equal(share.sum(axis=1), 1.0)
+    assert np.all(share.sum(axis=0) > 0)
 
 
 def test_restarts_do_without_the_posterior_that_the_first_one_starts_from(table):

@@ -1,5 +1,9 @@
 """Where iterations start: k-means from several seeds, some sweeps of messages, the best bound.
 
+k-means alone has round clusters of like sizes. Two seedings of three have more centres than there
+are components, whose clusters are then merged (J. Ward, "Hierarchical grouping to optimize an
+objective function", Journal of the American Statistical Association 1963).
+
 Then moves that sweeps do not make: a component is dissolved into the others and comes back as half
 of another one (N. Ueda, R. Nakano, Z. Ghahramani and G. Hinton, "SMEM algorithm for mixture
 models", Neural Computation 2000), as long as the bound grows.
@@ -30,6 +34,7 @@ ROWS = 2048
 FIRST_ROWS = 512
 AGREEING = 16  # starts, at least half of which end at the best
 _ROWS_A_MEAN = 8  # of the first rows, for every number of the components' locations
+PARTS = (1, 3, 6)  # of k-means, for every component; in turn
 _SAME = 0.1  # in nats
 _SETTLED = 0.001  # growth of a sweep, in nats
 _LLOYD = 10
@@ -63,32 +68,80 @@ def sketch(table, most=ROWS, size=None):
 
 def seeded_labels(values, components, key):
     """Hard memberships (n, K) by k-means, its seeds drawn in proportion to squared distances."""
+    labels, _, _ = _kmeans(values, components, components, key)
+    return jax.nn.one_hot(labels, components, dtype=values.dtype)
+
+
+def merged_labels(values, components, parts, most, key):
+    """Hard memberships (n, K) by k-means of more parts, merged as J. Ward does.
+
+    Parameters
+    ----------
+    values : array (n, d)
+    components, most : int
+    parts : integer scalar
+        At least ``components``, at most ``most``.
+    key : JAX key
+
+    Notes
+    -----
+    O(n d ``most`` + ``most``³ d).
+    """
+    labels, centers, counts = _kmeans(values, parts, most, key)
+
+    def unfinished(carry):
+        return jnp.sum(carry[1] > 0) > components
+
+    def merge(carry):
+        centers, counts, owner = carry
+        pair = counts[:, None] * counts / jnp.maximum(counts[:, None] + counts, 1.0)
+        rise = pair * jnp.sum((centers[:, None] - centers) ** 2, axis=-1)
+        alone = jnp.eye(most, dtype=bool) | (pair == 0)
+        kept, gone = jnp.divmod(jnp.argmin(jnp.where(alone, jnp.inf, rise)), most)
+        both = counts[kept] + counts[gone]
+        middle = (counts[kept] * centers[kept] + counts[gone] * centers[gone]) / both
+        return (
+            centers.at[kept].set(middle),
+            counts.at[kept].set(both).at[gone].set(0.0),
+            jnp.where(owner == gone, kept, owner),
+        )
+
+    begun = centers, counts, jnp.arange(most)
+    _, counts, owner = jax.lax.while_loop(unfinished, merge, begun)
+    place = jnp.cumsum(counts > 0) - 1
+    return jax.nn.one_hot(place[owner[labels]], components, dtype=values.dtype)
+
+
+def _kmeans(values, parts, most, key):
+    """Labels (n,), centers (most, d) and counts (most,) of that many parts, the others empty."""
+    present = jnp.arange(most) < parts
 
     def distances(centers):
-        return jnp.sum((values[:, None] - centers) ** 2, axis=-1)
+        squares = jnp.sum((values[:, None] - centers) ** 2, axis=-1)
+        return jnp.where(present, squares, jnp.inf)
 
-    keys = jax.random.split(key, components)
+    keys = jax.random.split(key, most)
     index = jax.random.randint(keys[0], (), 0, values.shape[0])
-    centers = jnp.broadcast_to(values[index], (components, values.shape[1]))
+    centers = jnp.broadcast_to(values[index], (most, values.shape[1]))
 
     def seed(k, centers):
         nearest = jnp.min(distances(centers), axis=1)
         index = jax.random.categorical(keys[k], conjugate.log_or_never(nearest))
-        return jnp.where(jnp.arange(components)[:, None] >= k, values[index], centers)
+        return jnp.where(jnp.arange(most)[:, None] >= k, values[index], centers)
+
+    def members(centers):
+        return jax.nn.one_hot(jnp.argmin(distances(centers), axis=1), most, dtype=values.dtype)
 
     def lloyd(_, centers):
-        member = _nearest(distances(centers), components, values.dtype)
+        member = members(centers)
         counts = jnp.sum(member, axis=0)[:, None]
         means = member.T @ values / jnp.maximum(counts, 1.0)
         return jnp.where(counts > 0, means, centers)
 
-    centers = jax.lax.fori_loop(1, components, seed, centers)
+    centers = jax.lax.fori_loop(1, parts, seed, centers)
     centers = jax.lax.fori_loop(0, _LLOYD, lloyd, centers)
-    return _nearest(distances(centers), components, values.dtype)
-
-
-def _nearest(distances, components, dtype):
-    return jax.nn.one_hot(jnp.argmin(distances, axis=1), components, dtype=dtype)
+    labels = jnp.argmin(distances(centers), axis=1)
+    return labels, centers, jnp.sum(members(centers), axis=0)
 
 
 def statistics_of(blocks, table, share):
@@ -205,6 +258,7 @@ def tournament(blocks, table, concentration, key, renewed):
     # Every other seeding is in the user's units: where features have one in common, those that
     # vary more tell more.
     metrics = jnp.stack([jnp.ones_like(table.unit), table.unit / jnp.max(table.unit)])
+    most = min(PARTS[-1] * blocks.components, rows.values.shape[1])
     pairs = jnp.asarray(np.argwhere(~np.eye(blocks.components, dtype=bool)).reshape(-1, 2))
     # Of two components a move is one more seeding. Not by a likelihood, which has no largest value.
     moves = min(MOVES, len(pairs)) if table.proper and blocks.components > 2 else 0
@@ -249,7 +303,8 @@ def tournament(blocks, table, concentration, key, renewed):
 
         def seeding():
             values = rows.values[0] * metrics[job % len(metrics)]
-            return seeded_labels(values, blocks.components, keys[job])
+            parts = jnp.minimum(jnp.asarray(PARTS)[job % len(PARTS)] * blocks.components, most)
+            return merged_labels(values, blocks.components, parts, most, keys[job])
 
         def move():
             order = jax.random.permutation(jax.random.fold_in(key, search.round), len(pairs))
@@ -282,11 +337,12 @@ def tournament(blocks, table, concentration, key, renewed):
         near = jnp.sum(pool.score >= jnp.max(pool.score) - _SAME)
         agreed = seeded & ~final & (job >= AGREEING) & (2 * near >= job)
         first = jnp.where(agreed, job, first)
-        # Those that went on do not do so again.
-        score = jnp.where(final, pool.score.at[place].set(-jnp.inf), pool.score)
+        # Those that went on do not do so again, nor do others that are the same.
+        same = (jnp.abs(pool.score - kept.score) < _SAME) | (jnp.arange(SEEDS) == place)
+        score = jnp.where(final & same, -jnp.inf, pool.score)
         # Seeds that agree are finals of the same.
         finals = jnp.where(seeded & (first == SEEDS), FINALISTS, FINALISTS_OF_MOVES)
-        over = job >= first + finals
+        over = (job >= first + finals) | (final & ~jnp.any(score > -jnp.inf))
         ended = over & (~grew | (search.round >= (ROUNDS if moves else 0)))
         return Search(
             best,
