@@ -8,6 +8,8 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Inexact, Shaped
 
+from bayeskit.precision import is_distributed
+
 
 def make_mesh(shape: Sequence[int], names: Sequence[str]) -> Mesh:
     """Make a mesh of devices whose axes are all of type ``Auto``.
@@ -123,6 +125,18 @@ def shard_with(tensor: Inexact[Array, "..."], reference: Inexact[Array, "..."], 
     if mesh is None:
         return tensor
     return jax.lax.with_sharding_constraint(tensor, _along(mesh, axis, tensor.ndim))
+
+
+def mesh_of_rows(data) -> Mesh | None:
+    """The mesh that the first axis of an array of ``data`` is spread over, if one is."""
+    for leaf in jax.tree.leaves(data):
+        if is_distributed(leaf):
+            sharding = to_auto_mesh(leaf).sharding
+            if not (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)):
+                continue
+            if len(sharding.spec) and sharding.spec[0] is not None:
+                return sharding.mesh
+    return None
 
 
 def spread(array: np.ndarray, mesh: Mesh, axis: int) -> Array:

@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 import bayeskit as bk  # noqa: E402
 from bayeskit.inference import driver  # noqa: E402
 from bayeskit.models.functional_tucker import data as tables  # noqa: E402
+from bayeskit.models.gaussian_mixture import data as mixtures  # noqa: E402
 from bayeskit.precision import gathered  # noqa: E402
 
 mesh = bk.make_mesh((8,), ("x",))
@@ -116,6 +117,36 @@ def spectral_pde():
     assert abs(here.mean["rate"] - 144.0) < 4 * np.sqrt(here.variance["rate"])
 
 
-FAMILIES = (kronecker_sbl, functional_tucker, spectral_pde)
+def gaussian_mixture():
+    """Rows in more than one block, which have to be filled up, some incomplete."""
+    generator = np.random.default_rng(0)
+    kinds = np.arange(248) % 3
+    rows = 6.0 * np.eye(3)[kinds] + generator.normal(size=(248, 3)) * (1.0 + kinds[:, None])
+    incomplete = rows.copy()
+    incomplete[::7, 1] = np.nan
+    mixtures._BLOCK_NUMBERS = 1500
+    sdp = bk.inference.SemidefiniteProgram(max_iterations=2, sketch_size=60)
+    methods = {
+        "EM": (bk.inference.EM(max_iterations=40), incomplete),
+        "messages": (bk.inference.MessagePassing(max_iterations=40), rows),
+        "programs": (sdp, rows),
+    }
+    model = bk.models.GaussianMixture(3)
+    for name, (method, table) in methods.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bk.ConvergenceWarning)
+            there = bk.infer(model, spread(table), method, key=0)
+            here = bk.infer(model, table, method, key=0)
+        placed = there.prepared.data.rows.values
+        assert max(shard.data.size for shard in placed.addressable_shards) == placed.size / 8, name
+        assert placed.shape[0] > 1, "there is one block"
+        assert placed.shape[0] * placed.shape[1] > 248, "no row was added to fill up"
+        assert abs(there.log_evidence - here.log_evidence) < 1e-6, name
+        assert np.max(np.abs(there.responsibilities() - here.responsibilities())) < 1e-6, name
+        new = there.predict(incomplete[:9]), here.predict(incomplete[:9])
+        assert np.max(np.abs(new[0].mean - new[1].mean)) < 1e-6, name
+
+
+FAMILIES = (kronecker_sbl, functional_tucker, spectral_pde, gaussian_mixture)
 {each.__name__: each for each in FAMILIES}[family]()
 print("distributed fit equals the single-device fit")

@@ -29,6 +29,8 @@ def free_port():
         pytest.param("functional_tucker", 2, marks=pytest.mark.full),
         pytest.param("spectral_pde", 1, marks=pytest.mark.full),
         pytest.param("spectral_pde", 2, marks=pytest.mark.full),
+        pytest.param("gaussian_mixture", 1, marks=pytest.mark.full),
+        pytest.param("gaussian_mixture", 2, marks=pytest.mark.full),
     ],
 )
 def test_distributed_fit_equals_single_device_fit(family, processes):

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jax.sharding import Mesh, NamedSharding
 
 from bayeskit.errors import PrecisionWarning
-from bayeskit.linalg.sharding import spread, to_auto_mesh
+from bayeskit.linalg.sharding import mesh_of_rows, spread
 from bayeskit.models.functional_tucker.sweep import Rows
-from bayeskit.precision import gathered, is_distributed
+from bayeskit.precision import gathered
 from bayeskit.results import Labels
 from bayeskit.validation import check_finite, values_of
 
@@ -297,7 +296,7 @@ def prepare(model, data, batch):
     Rows that came spread over devices are spread over them again, in blocks of their own; unique
     points are found on the host.
     """
-    mesh = None if batch else _mesh_of(data)
+    mesh = None if batch else mesh_of_rows(data)
     data = gathered(data)
     if not batch:
         parts = [_one(model, *columns_of(model, data))]
@@ -318,18 +317,6 @@ def prepare(model, data, batch):
     if batch:
         observations = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
     return observations, _labels(model, parts, batch), _tables(model, parts, batch)
-
-
-def _mesh_of(data):
-    """The mesh that rows are spread over, if they are."""
-    for leaf in jax.tree.leaves(data):
-        if is_distributed(leaf):
-            sharding = to_auto_mesh(leaf).sharding
-            if not (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)):
-                continue
-            if len(sharding.spec) and sharding.spec[0] is not None:
-                return sharding.mesh
-    return None
 
 
 def _items(data, count):

@@ -16,7 +16,7 @@ from bayeskit.models.gaussian_mixture.lifted import Certificate
 from bayeskit.models.gaussian_mixture.prior import NormalInverseWishart
 from bayeskit.models.tables import log_units
 from bayeskit.posterior import Posterior
-from bayeskit.precision import double_precision
+from bayeskit.precision import double_precision, gathered
 from bayeskit.results import AbstractApproximation, Prediction, map_in_blocks
 
 _ROW_BLOCK = 64
@@ -402,12 +402,12 @@ class GaussianMixturePosterior(Posterior):
         predictive (Student) densities; under ``MCMC`` they are averages over the draws, which are
         aligned against label switching.
         """
-        return np.asarray(self._classified(X)[1])
+        return self._classified(X)[1]
 
     def _classified(self, X):
         with double_precision():
             inputs = None if X is None else self.target(X).inputs
-            return self.evaluate(responsibilities_of, inputs)
+            return gathered(self.evaluate(responsibilities_of, inputs))
 
     def predict(self, inputs=None, *, include_noise: bool = False) -> Prediction:
         """Rows completed, their components and densities; a new row where ``inputs`` is ``None``.
@@ -435,7 +435,7 @@ class GaussianMixturePosterior(Posterior):
         prediction = super().predict(inputs, include_noise=include_noise)
         if inputs is None:
             return prediction
-        density, probabilities = (np.asarray(each) for each in self._classified(inputs))
+        density, probabilities = self._classified(inputs)
         return MixturePrediction(*prediction, log_density=density, probabilities=probabilities)
 
     def coclustering(self) -> np.ndarray:
@@ -456,7 +456,7 @@ class GaussianMixturePosterior(Posterior):
         Cost O(n² K), for every draw under ``MCMC``.
         """
         self._one("coclustering")
-        return np.asarray(self.evaluate(together))
+        return gathered(self.evaluate(together))
 
     @property
     def prior(self) -> NormalInverseWishart | None:

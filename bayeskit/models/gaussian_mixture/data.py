@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayeskit.linalg.sharding import mesh_of_rows, spread
 from bayeskit.models import tables
 from bayeskit.models.gaussian_mixture.empirical import empirical_prior
 from bayeskit.models.gaussian_mixture.prior import block_prior, flat_prior
@@ -21,7 +22,11 @@ _OBSERVED = "x"
 
 
 def prepare(model, data, batch):
-    """Tables, labels and groups of one data set, or of several stacked on axis 0."""
+    """Tables, labels and groups of one data set, or of several stacked on axis 0.
+
+    Rows that came spread over devices are spread over them again, in blocks of their own.
+    """
+    mesh = None if batch else mesh_of_rows(data)
     values = tables.array_of("data", data, 3 if batch else 2)
     items = values if batch else values[None]
     count, features = items.shape[1:]
@@ -42,31 +47,33 @@ def prepare(model, data, batch):
     missing = bool(np.isnan(items[~unusable]).any())
     holes = np.isnan(items[~unusable]).any(axis=2).sum(axis=1)
     complete = count - int(holes.max(initial=0))
-    made = [_table(model, item, missing, complete) for item in items]
+    made = [_table(model, item, missing, complete, mesh) for item in items]
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
     return table, _labels(model, data, values, batch), _groups(data, values, batch)
 
 
-def blocked(blocks, values, observed, dtype):
-    """Rows (n, d) in blocks that a step can hold in memory."""
+def blocked(blocks, values, observed, dtype, mesh=None):
+    """Rows (n, d) in blocks that a step can hold in memory, each spread over a mesh's devices."""
     count, features = values.shape
     numbers = blocks.components * features
     if observed is not None and blocks.dense:
         numbers *= 2 * features
     size = int(min(count, max(64, _BLOCK_NUMBERS // numbers)))
     number = -(-count // size)
-    size = -(-count // number)
+    devices = 1 if mesh is None else mesh.size
+    size = -(-count // (number * devices)) * devices
     fill = number * size - count
 
     def cut(array):
         padded = np.pad(array, ((0, fill), *((0, 0),) * (array.ndim - 1)))
-        return jnp.asarray(padded.reshape(number, size, *array.shape[1:]), dtype)
+        padded = padded.reshape(number, size, *array.shape[1:]).astype(dtype)
+        return jnp.asarray(padded) if mesh is None else spread(padded, mesh, axis=1)
 
     seen = None if observed is None else cut(observed)
     return Rows(cut(values), seen, cut(np.ones(count)))
 
 
-def _table(model, values, missing, complete):
+def _table(model, values, missing, complete, mesh=None):
     dtype = values.dtype
     blocks = model.blocks(values.shape[1])
     observed = ~np.isnan(values)
@@ -89,7 +96,7 @@ def _table(model, values, missing, complete):
     spread = _spread(standard)
     if missing:
         standard = np.where(observed, standard, 0.0)
-    rows = blocked(blocks, standard, observed.astype(float) if missing else None, dtype)
+    rows = blocked(blocks, standard, observed.astype(float) if missing else None, dtype, mesh)
     proper, prior = model.prior is not None, flat_prior(blocks, dtype)
     table = Table(
         rows,

@@ -73,7 +73,8 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     -----
     Data for :func:`bayeskit.infer`: an array (n, d), a DataFrame of numbers, or a DataArray; NaN
     are missing values, which are integrated out (at random missing); programs of
-    ``SemidefiniteProgram`` have complete rows only. Features are standardised inside. Sites:
+    ``SemidefiniteProgram`` have complete rows only. Features are standardised inside. JAX arrays
+    whose rows are spread over a mesh of devices are so inside. Sites:
     ``weights`` (K,), ``locations`` (K, d), ``covariances`` (K, d, d) where full, (d, d) tied,
     (K, d) diagonal, (K,) spherical. Components come in the order of falling weight.
 
