@@ -114,7 +114,7 @@ def clustering_error(truth: Any, labels: Any) -> float:
         )
     table = np.zeros([each.max() + 1 for each in counts])
     np.add.at(table, tuple(counts), 1.0)
-    return float(1.0 - table[linear_sum_assignment(-table)].sum() / counts[0].size)
+    return float((counts[0].size - table[linear_sum_assignment(-table)].sum()) / counts[0].size)
 
 
 def channel_nmse(channels_true: Any, channels_estimated: Any) -> float:

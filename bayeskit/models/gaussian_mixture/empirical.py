@@ -1,16 +1,22 @@
 r"""The prior that the data choose: location, scale and strength by evidence.
 
 Given responsibilities, the evidence of the rows under a prior is a product of ratios of Wishart
-normalisers, in closed form. Sweeps of variational messages alternate with the choice of the prior
-that maximises it, over
+normalisers, in closed form. Sweeps of variational messages alternate with the choice of the prior.
+Two of its numbers maximise the bound,
 
 - the prior location, the mean of the components' means;
 - its strength, in closed form, at most one row: it says how far components lie apart;
+
+three are means over a grid, weighted by the evidence (the largest evidence alone would be too sure
+of them where few components say what they are, and labels too sure with it):
+
 - the shape of the prior covariance, from the pooled covariance within components to its diagonal;
 - its size;
 - its degrees of freedom, as many rows more than the least for which the prior covariance has a
   mean: how much alike the components' covariances are. What the prior knows comes from the other
-  components, so it is never worth more rows than those have: one component alone gets one.
+  components, so it is never worth more rows than those have: one component alone gets one. How
+  much components deviate is uniform before the data, as A. Gelman, "Prior distributions for
+  variance parameters in hierarchical models", Bayesian Analysis 2006, has deviations of groups.
 """
 
 import dataclasses
@@ -64,7 +70,7 @@ def moved(blocks, components):
 
 
 def chosen(blocks, statistics, location, earlier, count, spread):
-    """The prior of covariances with most evidence given responsibilities, on a grid."""
+    """The prior of covariances by their evidence given responsibilities, on a grid."""
     floor = _FLOOR * spread
     prior_location, strength = earlier
     dtype = location.dtype
@@ -91,9 +97,15 @@ def chosen(blocks, statistics, location, earlier, count, spread):
 
     shares = jnp.asarray(_SHRINKAGE if blocks.dense else (0.0,), dtype)
     scores = jax.lax.map(score, shares)
-    best = jnp.unravel_index(jnp.argmax(scores), scores.shape)
-    scale = factor[best[1], best[2], 0, 0] * _target(blocks, pooled, shares[best[0]], floor)
-    return BlockPrior(prior_location, strength, freedom[best[1], 0, 0, 0], scale)
+    # An even chance of all deviations of a component's covariance from the prior's, 1 / √extra, on
+    # a grid that is even in its logarithm.
+    scores = scores - 0.5 * jnp.log(extra[:, :, 0, 0])
+    weights = jax.nn.softmax(scores.ravel()).reshape(scores.shape)
+    share = jnp.sum(weights * shares[:, None, None])
+    rows = jnp.exp(jnp.sum(weights * jnp.log(extra[:, :, 0, 0])))
+    size = jnp.exp(jnp.sum(weights * jnp.log(sizes[:, 0, 0])))
+    scale = rows * size * _target(blocks, pooled, share, floor)
+    return BlockPrior(prior_location, strength, blocks.size + 1 + rows, scale)
 
 
 def _target(blocks, pooled, share, floor):

@@ -55,8 +55,8 @@ class GaussianMixture(SupportsEM, SupportsMessages, SupportsMCMC, SupportsSDP):
     covariance : "full", "diagonal", "tied" or "spherical"
         Of every component its own, with no correlations, one for all, or one variance each.
     prior : "empirical", NormalInverseWishart or None
-        Of locations and covariances. ``"empirical"``: location, scale, shape and strength are
-        chosen by the evidence, for every data set anew; ``posterior.prior`` has them. ``None`` is
+        Of locations and covariances. ``"empirical"``: location, scale, shape and strength
+        follow from the evidence, for every data set anew; ``posterior.prior`` has them. ``None`` is
         flat, for ``EM`` only, which then maximises the likelihood: it is unbounded, and a component
         with hardly more rows than features collapses.
     weights_concentration : float
