@@ -226,7 +226,10 @@ class Posterior:
         Nothing is fitted again: estimated hyper-parameters stay as all data determined them. The
         chains of a sampler cost one set of densities a draw. For a factorised posterior of
         :class:`~bayeskit.models.FunctionalTucker` the observation is taken out of the Gaussian
-        approximation of its own value.
+        approximation of its own value. For ``EM`` and ``MessagePassing`` of
+        :class:`~bayeskit.models.GaussianMixture` a row is taken out of the components as much as it
+        belongs to them, and the others' memberships (and completed values) stay: exact for one
+        component and complete rows, too hopeful where components overlap; ``MCMC`` is not.
 
         Examples
         --------

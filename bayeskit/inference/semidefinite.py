@@ -41,7 +41,8 @@ class SemidefiniteProgram(_Ascent):
     tolerance : float
         Stop when no more than this share of the rows changes its cluster; ``0.0`` solves all.
     restarts : int
-        They differ in the random numbers of sketches, of the solver's starts and of the rounding.
+        They differ in the random numbers of sketches, of the solver's starts and of the rounding;
+        the first one's are always the same, whatever the key.
     solver_iterations : int
         Largest number of steps of the solver in every program.
     solver_tolerance : float

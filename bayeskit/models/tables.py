@@ -56,6 +56,9 @@ def array_of(name, data, axes=2, expected=None):
             f"{tuple(int(i) for i in infinite[0])}; finite numbers are expected, or NaN where a "
             "value is missing"
         )
+    # As a number of Python: single precision does not hold the limit.
+    if float(np.nanmax(np.abs(values), initial=0.0)) > _LARGEST:
+        raise ValueError(f"{name} has values beyond {_LARGEST:g}, whose squares overflow")
     return values
 
 
@@ -135,9 +138,6 @@ def rows_target(inputs, labels):
     values = array_of("inputs", inputs)
     if values.shape[1] != len(known):
         raise ValueError(f"inputs must have the data's {len(known)} columns, got {values.shape[1]}")
-    # As a number of Python: single precision does not hold the limit.
-    if float(np.nanmax(np.abs(values), initial=0.0)) > _LARGEST:
-        raise ValueError(f"inputs has values beyond {_LARGEST:g}, whose squares overflow")
     coords = {feature: known}
     seen = ~np.isnan(values)
     rows = RowsToComplete(

@@ -135,7 +135,7 @@ def intervals(report, separation, results):
             ("method", "site", "coverage", "mean z²"),
             rows,
             f"Largest R-hat {worst:.3f}. Coverage below {LEAST_COVERAGE:.0%}: "
-            f"{', '.join(narrow) or 'none'}; the remedy is MCMC, above.",
+            f"{', '.join(narrow) or 'none'}. The remedy for EM and messages is MCMC, above.",
         )
     )
 

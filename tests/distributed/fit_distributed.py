@@ -141,10 +141,10 @@ def gaussian_mixture():
         assert max(shard.data.size for shard in placed.addressable_shards) == placed.size / 8, name
         assert placed.shape[0] > 1, "there is one block"
         assert placed.shape[0] * placed.shape[1] > 248, "no row was added to fill up"
-        assert abs(there.log_evidence - here.log_evidence) < 1e-6, name
-        assert np.max(np.abs(there.responsibilities() - here.responsibilities())) < 1e-6, name
+        assert abs(there.log_evidence - here.log_evidence) < 1e-9, name
+        assert np.max(np.abs(there.responsibilities() - here.responsibilities())) < 1e-10, name
         new = there.predict(incomplete[:9]), here.predict(incomplete[:9])
-        assert np.max(np.abs(new[0].mean - new[1].mean)) < 1e-6, name
+        assert np.max(np.abs(new[0].mean - new[1].mean)) < 1e-10, name
 
 
 FAMILIES = (kronecker_sbl, functional_tucker, spectral_pde, gaussian_mixture)

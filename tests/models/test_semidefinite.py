@@ -208,10 +208,17 @@ def test_what_has_no_program_is_refused_before_tracing(certified):
 @pytest.mark.full
 def test_a_bad_clustering_to_start_from_does_no_harm(certified):
     rows, truth, posterior = certified
-    order = np.random.default_rng(4).permutation(len(rows))
-    wrong = bk.infer(posterior.model, rows[order])
+    # Of another table, where two of the clusters are near and the third is cut in two.
+    other, first = rows.copy(), np.flatnonzero(truth == 0)
+    middle = rows[truth > 0].mean(axis=0)
+    other[truth > 0] = middle + 0.3 * (rows[truth > 0] - middle)
+    other[first] += np.where(rows[first, 1:] > np.median(rows[first, 1]), 1.0, -1.0) * [0.0, 4.0]
+    wrong = bk.infer(posterior.model, other)
+    stuck = bk.infer(posterior.model, rows, initial=wrong)
+    assert errors(stuck.labels, truth) > 0
     again = bk.infer(posterior.model, rows, METHOD, initial=wrong)
     assert errors(again.labels, truth) == 0
+    assert again.log_evidence > stuck.log_evidence + 1.0
     with pytest.raises(TypeError, match="only SemidefiniteProgram certifies, not EM"):
         _ = wrong.certificate
 

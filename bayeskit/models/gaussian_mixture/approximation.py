@@ -20,6 +20,7 @@ from bayeskit.precision import double_precision, gathered
 from bayeskit.results import AbstractApproximation, Prediction, map_in_blocks
 
 _ROW_BLOCK = 64
+_MOST_PAIRED = 20_000
 
 
 class MixturePrediction(Prediction):
@@ -450,12 +451,21 @@ class GaussianMixturePosterior(Posterior):
         ------
         TypeError
             For the posterior of a batch.
+        ValueError
+            If there are more than 20 000 rows, whose matrix would take more than 3 GB.
 
         Notes
         -----
         Cost O(n² K), for every draw under ``MCMC``.
         """
         self._one("coclustering")
+        count = self.prepared.data.count
+        if count > _MOST_PAIRED:
+            raise ValueError(
+                f"coclustering is a matrix of {count} by {count} numbers ({8e-9 * count**2:.0f} "
+                f"GB); at most {_MOST_PAIRED} rows are taken: multiply the responsibilities of "
+                "those that matter"
+            )
         return gathered(self.evaluate(together))
 
     @property

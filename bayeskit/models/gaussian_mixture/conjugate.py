@@ -277,10 +277,15 @@ def mode_gaussians(blocks, components):
     total = jnp.sum(components.concentration)
     divisor = components.freedom - blocks.size - 1 + blocks.locations
     divisor = jnp.where(divisor > 0, divisor, components.freedom)
+    scale = components.scale
+    if blocks.groups == blocks.components:
+        # One that was pruned has nothing under a flat prior, which its covariance need not show.
+        active = active_of(components)[:, None, None, None]
+        scale = jnp.where(active, scale, jnp.eye(blocks.size, dtype=scale.dtype))
     return Gaussians(
         log_or_never(components.concentration / total),
         components.location,
-        blocks.spread(components.scale / divisor[..., None, None]),
+        blocks.spread(scale / divisor[..., None, None]),
     )
 
 

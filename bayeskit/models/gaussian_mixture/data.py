@@ -41,8 +41,8 @@ def prepare(model, data, batch):
     given = model.prior
     if not isinstance(given, (str, type(None))) and given.location.size != features:
         raise ValueError(f"prior is of {given.location.size} features, data has {features} columns")
-    if not batch:
-        tables.check_columns(data, items[0], "they tell nothing of the components")
+    for item in items[~unusable]:
+        tables.check_columns(data, item, "they tell nothing of the components")
     # A data set of nothing but NaN is no set of missing values: it stays NaN.
     missing = bool(np.isnan(items[~unusable]).any())
     holes = np.isnan(items[~unusable]).any(axis=2).sum(axis=1)
@@ -94,7 +94,7 @@ def _table(model, values, missing, complete, mesh=None):
         center, unit = np.zeros(values.shape[1]), np.ones(values.shape[1])
     standard = (whole - center) / unit
     spread = _spread(standard)
-    if missing:
+    if missing and observed.any():
         standard = np.where(observed, standard, 0.0)
     rows = blocked(blocks, standard, observed.astype(float) if missing else None, dtype, mesh)
     proper, prior = model.prior is not None, flat_prior(blocks, dtype)

@@ -34,7 +34,8 @@ from bayeskit.models.gaussian_mixture.prior import BlockPrior
 _SHRINKAGE = (0.0, 0.1, 0.3, 0.6, 1.0)
 _SIZES = (0.35, 0.6, 1.0, 1.6)
 _STRENGTHS = 8
-_FLOOR = 1e-6  # of the features' spread, which duplicates and constants have less of
+_FLOOR = 1e-6  # of pooled variances: covariances of columns that repeat others have inverses
+_ROUNDING = 16.0  # units of it, of the features' spread: columns that are constant have a variance
 
 
 @eqx.filter_jit
@@ -71,10 +72,12 @@ def moved(blocks, components):
 
 def chosen(blocks, statistics, location, earlier, count, spread):
     """The prior of covariances by their evidence given responsibilities, on a grid."""
-    floor = _FLOOR * spread
     prior_location, strength = earlier
     dtype = location.dtype
     pooled = jnp.sum(conjugate.within(statistics), axis=0) / jnp.sum(statistics.counts)
+    # Not of the spread alone: clusters may lie a million of their deviations apart.
+    inside = jnp.maximum(jnp.diagonal(pooled) if blocks.dense else pooled, 0.0)
+    floor = _FLOOR * inside + _ROUNDING * jnp.finfo(dtype).eps * spread
     nothing = jnp.zeros((1, 1, blocks.size, blocks.size), dtype)
     flat = BlockPrior(prior_location, strength, jnp.zeros((), dtype), nothing)
     active = jnp.ones(blocks.components, bool)

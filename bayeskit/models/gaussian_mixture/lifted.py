@@ -42,6 +42,8 @@ _CERTAIN, _SMALL, _FALL = 1e-6, 100.0, 0.02
 class Certificate(NamedTuple):
     """How good a clustering is for its program, whatever the solver did.
 
+    The program has the covariances that it was given: it says nothing of other covariances.
+
     Attributes
     ----------
     primal : float
