@@ -441,6 +441,33 @@ def test_an_outlier_however_far_leaves_the_clusters_apart():
         assert errors(found, np.repeat([0, 1, 2], [40, 20, 1])) == 0
 
 
+@pytest.mark.parametrize("covariance", ["full", pytest.param("tied", marks=pytest.mark.full)])
+def test_clusters_a_million_deviations_apart_keep_their_covariances(covariance):
+    generator = np.random.default_rng(0)
+    clusters, truth = generator.normal(size=(60, 2)) * [1.0, 3.0], np.repeat([0, 1], 30)
+    near, far = (
+        bk.infer(GaussianMixture(2, covariance=covariance), clusters + truth[:, None] * distance)
+        for distance in (20.0, 1e6)
+    )
+    assert errors(far.labels, truth) == 0
+    order = [0, 1] if far.labels[0] == near.labels[0] else [1, 0]
+    found = far.mean["covariances"] if covariance == "tied" else far.mean["covariances"][order]
+    # What differs is the share of the prior, which is worth some rows of thirty.
+    np.testing.assert_allclose(found, near.mean["covariances"], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.full
+def test_a_flat_prior_allows_components_to_be_dropped(table):
+    method = bk.inference.EM(prune=0.3, tolerance=1e-8, max_iterations=5000)
+    posterior = bk.infer(GaussianMixture(3, prior=None), table, method)
+    kept = posterior.mean["weights"] > 0
+    assert 1 < kept.sum() <= 3
+    fewer = GaussianMixture(int(kept.sum()), prior=None)
+    peer = bk.infer(fewer, table, bk.inference.EM(tolerance=1e-8, max_iterations=5000))
+    densities = [each.predict(table).log_density.sum() for each in (posterior, peer)]
+    assert densities[0] == pytest.approx(densities[1], abs=1.0)
+
+
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:3 of 4 components")
 def test_priors_without_a_mode_or_moments(table):
@@ -649,3 +676,23 @@ def test_draws_of_chains_are_put_in_order(table):
         aligned = sampling.aligned(model, data, mixed, jnp.zeros((1, 6)))
     for value in aligned.values():
         np.testing.assert_allclose(value, np.broadcast_to(value[:, :1], value.shape))
+
+
+@pytest.mark.full
+def test_data_sets_of_a_batch_are_checked_as_one_alone_is(table):
+    model = GaussianMixture(2, prior=PRIOR)
+    holes, nothing, constant = table.copy(), np.full_like(table, np.nan), table.copy()
+    holes[3, 0] = np.nan
+    constant[:, 1] = 4.0
+    for first in (table, holes):
+        with pytest.warns(bk.ConvergenceWarning):
+            posterior = bk.infer_batch(model, np.stack([first, nothing]))
+        assert np.isfinite(posterior.log_evidence[0])
+        assert np.isnan(posterior.log_evidence[1])
+    with pytest.warns(bk.ConditioningWarning, match=r"constant columns, \[1\]"):
+        bk.infer_batch(model, np.stack([table, constant]))
+    holes[:, 1] = np.nan
+    with pytest.raises(ValueError, match=r"columns without any value: \[1\]"):
+        bk.infer_batch(model, np.stack([table, holes]))
+    with pytest.raises(ValueError, match="data has values beyond 1e"):
+        bk.infer(model, 1e200 * table)

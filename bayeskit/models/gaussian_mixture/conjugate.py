@@ -249,12 +249,18 @@ def renew(blocks, prior, concentration, statistics, location, active):
     share = prior.strength * counts / jnp.maximum(strength, floor)
     spread = squares_of(mean - toward, blocks.dense)
     moments = within(statistics) + _over(share, spread) * spread
+    scale = prior.scale + blocks.gather(moments)
+    # Of what was pruned a flat prior says nothing: any numbers will do.
+    nothing = ~active & (prior.strength == 0)
+    if blocks.groups == blocks.components:
+        eye = jnp.eye(blocks.size, dtype=scale.dtype)
+        scale = jnp.where(nothing[:, None, None, None], eye, scale)
     return MixtureComponents(
         jnp.where(active, concentration + counts, 0.0),
         location + moved,
-        strength,
+        jnp.where(nothing, 1.0, strength),
         prior.freedom + blocks.counts(counts),
-        prior.scale + blocks.gather(moments),
+        scale,
     )
 
 
@@ -277,15 +283,10 @@ def mode_gaussians(blocks, components):
     total = jnp.sum(components.concentration)
     divisor = components.freedom - blocks.size - 1 + blocks.locations
     divisor = jnp.where(divisor > 0, divisor, components.freedom)
-    scale = components.scale
-    if blocks.groups == blocks.components:
-        # One that was pruned has nothing under a flat prior, which its covariance need not show.
-        active = active_of(components)[:, None, None, None]
-        scale = jnp.where(active, scale, jnp.eye(blocks.size, dtype=scale.dtype))
     return Gaussians(
         log_or_never(components.concentration / total),
         components.location,
-        blocks.spread(scale / divisor[..., None, None]),
+        blocks.spread(components.scale / divisor[..., None, None]),
     )
 
 
