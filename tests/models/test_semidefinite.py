@@ -163,6 +163,19 @@ def test_clusterings_are_found_without_a_start_and_certified(certified):
 
 
 @pytest.mark.full
+def test_certificates_of_single_precision_are_of_what_is_attained(certified):
+    rows, truth, posterior = certified
+    single = bk.infer(posterior.model, (80.0 * rows).astype(np.float32), METHOD)
+    assert errors(single.labels, truth) == 0
+    certificate = single.certificate
+    # In single precision an objective of this size is not known to a millionth.
+    assert certificate.dual_bound >= certificate.primal
+    assert certificate.gap < 1e-8
+    own = single.approximation.share.argmax(axis=1)
+    np.testing.assert_array_equal(own, single.labels[single.approximation.rows])
+
+
+@pytest.mark.full
 def test_sketches_are_lifted_by_likelihood_to_incomplete_rows(certified):
     """A tight cluster inside a wide one: nearest centres would share the wide one out."""
     _, _, posterior = certified

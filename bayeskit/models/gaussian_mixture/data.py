@@ -93,7 +93,7 @@ def _table(model, values, missing, complete, mesh=None):
     else:
         center, unit = np.zeros(values.shape[1]), np.ones(values.shape[1])
     standard = (whole - center) / unit
-    spread = _spread(standard)
+    typical = _spread(standard)
     if missing and observed.any():
         standard = np.where(observed, standard, 0.0)
     rows = blocked(blocks, standard, observed.astype(float) if missing else None, dtype, mesh)
@@ -102,7 +102,7 @@ def _table(model, values, missing, complete, mesh=None):
         rows,
         jnp.asarray(center, dtype),
         jnp.asarray(unit, dtype),
-        jnp.asarray(spread, dtype),
+        jnp.asarray(typical, dtype),
         jnp.asarray(np.sum(observed * np.log(unit)), dtype),
         prior,
         None,
