@@ -24,6 +24,7 @@ from bayeskit.models.gaussian_mixture import conjugate
 from bayeskit.models.gaussian_mixture.table import Rows
 
 SEEDS = 64
+SEEDS_OF_LIKELIHOODS = 16
 FINALISTS = 6
 FIRST_SWEEPS = 10
 SWEEPS = 30
@@ -254,7 +255,9 @@ def tournament(blocks, table, concentration, key, renewed):
     size = max(FIRST_ROWS, _ROWS_A_MEAN * blocks.components * blocks.features)
     table = sketch(table, ROWS, size)
     rows, dtype = table.rows, table.unit.dtype
-    keys = jax.random.split(key, SEEDS)
+    # A likelihood has no largest value: more starts would find more collapsed components.
+    seeds = SEEDS if table.proper else SEEDS_OF_LIKELIHOODS
+    keys = jax.random.split(key, seeds)
     # Every other seeding is in the user's units: where features have one in common, those that
     # vary more tell more.
     metrics = jnp.stack([jnp.ones_like(table.unit), table.unit / jnp.max(table.unit)])
@@ -294,7 +297,10 @@ def tournament(blocks, table, concentration, key, renewed):
         score = last.score
         if not table.proper:
             gaussians = conjugate.mode_gaussians(blocks, last.guess.components)
-            score = statistics(gaussians, number).evidence
+            found = statistics(gaussians, number)
+            # A component of hardly more rows than features is about to collapse.
+            sound = (blocks.groups == 1) | jnp.all(found.counts > blocks.size + 1)
+            score = jnp.where(sound, found.evidence, -jnp.inf)
         return last._replace(score=jnp.where(jnp.isnan(score), -jnp.inf, score))
 
     def opening(search):
@@ -338,10 +344,10 @@ def tournament(blocks, table, concentration, key, renewed):
         agreed = seeded & ~final & (job >= AGREEING) & (2 * near >= job)
         first = jnp.where(agreed, job, first)
         # Those that went on do not do so again, nor do others that are the same.
-        same = (jnp.abs(pool.score - kept.score) < _SAME) | (jnp.arange(SEEDS) == place)
+        same = (jnp.abs(pool.score - kept.score) < _SAME) | (jnp.arange(seeds) == place)
         score = jnp.where(final & same, -jnp.inf, pool.score)
         # Seeds that agree are finals of the same.
-        finals = jnp.where(seeded & (first == SEEDS), FINALISTS, FINALISTS_OF_MOVES)
+        finals = jnp.where(seeded & (first == seeds), FINALISTS, FINALISTS_OF_MOVES)
         over = (job >= first + finals) | (final & ~jnp.any(score > -jnp.inf))
         ended = over & (~grew | (search.round >= (ROUNDS if moves else 0)))
         return Search(
@@ -357,9 +363,9 @@ def tournament(blocks, table, concentration, key, renewed):
     nothing = _nowhere(blocks, table.prior, dtype)
     empty = conjugate.empty_statistics(blocks, dtype)
     start = Sweep(nothing, empty, nothing.components.location, jnp.asarray(-jnp.inf, dtype))
-    pool = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (SEEDS, *leaf.shape)), start)
+    pool = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (seeds, *leaf.shape)), start)
     no, zero = jnp.asarray(False), jnp.asarray(0)
-    search = Search(start, pool, zero, zero, jnp.asarray(SEEDS), no, no)
+    search = Search(start, pool, zero, zero, jnp.asarray(seeds), no, no)
     return jax.lax.while_loop(unfinished, work, search).best.guess
 
 
