@@ -1,9 +1,9 @@
 """Nested values as JSON and arrays, so that files need no pickle.
 
 Nothing but these is ever rebuilt: scalars, tuples, lists and dicts of Python, arrays of NumPy,
-labelled ones of xarray and pandas, classes registered with :func:`storable`, and NumPyro's own
-distributions with their transforms. Of functions the name alone is kept: whoever reads has to
-bring them. JAX arrays (but parameters of distributions) come back as
+labelled ones of xarray and pandas, mapped files by their paths, classes registered with
+:func:`storable`, and NumPyro's own distributions with their transforms. Of functions the name alone
+is kept: whoever reads has to bring them. JAX arrays (but parameters of distributions) come back as
 NumPy arrays, object arrays of datetimes as ``datetime64``, a pandas index without its frequency and
 a ``RangeIndex`` as integers.
 """
@@ -12,7 +12,9 @@ import dataclasses
 import datetime
 import inspect
 import json
+import mmap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +88,8 @@ def encode(value, arrays, where="value"):
             for k, v in value.items()
         ]
         return {"dict": items}
+    if isinstance(value, np.memmap):
+        return {"file": _place_of(value, where)}
     # Subclasses of NumPy's arrays hold more, and JAX's random keys are no numbers.
     of_jax = isinstance(value, jax.Array) and isinstance(value.dtype, np.dtype)
     if of_jax or type(value) is np.ndarray or isinstance(value, np.generic):
@@ -125,6 +129,8 @@ def decode(description, arrays) -> Any:
     kind, content = next(iter(description.items()))
     if kind == "array":
         return _decode_array(content, arrays)
+    if kind == "file":
+        return _map_file(content)
     if kind == "complex":
         return complex(*content)
     if kind == "function":
@@ -207,6 +213,25 @@ def _decode_array(content, arrays):
         with jax.enable_x64(True):
             return jnp.asarray(array)
     return array[()] if content["holder"] == "scalar" else array
+
+
+def _place_of(array, where):
+    """Where a mapped array is, instead of its numbers, which may be more than fit in memory."""
+    if not isinstance(array.base, mmap.mmap) or not array.flags.c_contiguous:
+        raise TypeError(
+            f"{where} cannot be stored: it is part of a mapped file; map the whole file, or make "
+            "it an array, numpy.array(…)"
+        )
+    place = {"path": str(Path(array.filename).resolve()), "offset": int(array.offset)}
+    return {**place, "dtype": array.dtype.str, "shape": list(array.shape)}
+
+
+def _map_file(content):
+    path, shape = content["path"], tuple(content["shape"])
+    try:
+        return np.memmap(path, content["dtype"], "r", content["offset"], shape)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the data were mapped from {path!r}, which cannot be: {error}") from error
 
 
 def _of_datetimes(array):

@@ -73,7 +73,12 @@ def test_latents_and_rows_are_averages_over_the_nodes(circle, rows):
     mean = each @ decoded
     np.testing.assert_allclose(predicted.mean, mean, rtol=1e-9)
     spread = each @ (decoded - 5.0) ** 2 - (mean - 5.0) ** 2 + circle.noise_scale**2
-    np.testing.assert_allclose(predicted.variance, spread, rtol=1e-9)
+    layer = circle.variance["last_layer"][0]
+    of_decoder = predicted.variance - spread
+    # That of the last layer, which is the same for all columns.
+    np.testing.assert_allclose(of_decoder, of_decoder[:, :1].repeat(3, axis=1), atol=1e-9)
+    assert np.all(of_decoder > 0)
+    assert of_decoder.max() < circle.mean["unit"] ** 2 * layer.sum()
     count = 2000
     draws = circle.sample(0, count)["latents"][:, :, 0]
     error = np.sqrt(encoded.variance[:, 0] / count)

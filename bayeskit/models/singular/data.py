@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 
 from bayeskit.errors import ConditioningWarning
+from bayeskit.linalg.sharding import mesh_of_rows, spread
 from bayeskit.models import tables
 from bayeskit.models.priors import inverse_gamma
-from bayeskit.models.singular import deep, images, support
+from bayeskit.models.singular import deep, images, last_layer, streaming, support
 from bayeskit.models.singular.linear import LinearDecoder
 from bayeskit.results import Labels
 from bayeskit.validation import coordinates_along, dimension_name
 
 _OBSERVED = "x"
+_OF_CONSTANTS = "they make the noise look smaller; leave them out"
+_EQUAL_ROWS = "data has equal rows only, to rounding: there is no distribution to learn"
 _SEEN = 0.01  # of the unit: networks do not see ties that are closer
 _ENCODER = "encoder_weights"
 LINEAR_SITES = ("loadings", "offset", "noise_variance")
@@ -37,7 +40,7 @@ class SingularTable(eqx.Module):
 
     Attributes
     ----------
-    values : array (n, D)
+    values : array (n, D), or StreamedRows
         Standardised: columns centred, all divided by one unit. Zero where missing.
     observed : array (n, D) or None
         Zero where a value is missing, one elsewhere; ``None`` where none is.
@@ -61,6 +64,8 @@ class SingularTable(eqx.Module):
         all are zero.
     shape : tuple of int
         Of one row: (D,), or of an image whose pixels it has.
+    num_rows : int
+        n: of rows that are spread over devices, ``values`` may have some more.
     noise_learned : bool
     proper : bool
         Whether nothing has a flat prior.
@@ -78,8 +83,16 @@ class SingularTable(eqx.Module):
     given: Any
     spacing: Any
     shape: tuple = eqx.field(static=True)
+    num_rows: int = eqx.field(static=True)
     noise_learned: bool = eqx.field(static=True)
     proper: bool = eqx.field(static=True)
+
+    @property
+    def all_rows(self):
+        """All of them (n, D), in memory, wherever they are."""
+        if isinstance(self.values, streaming.StreamedRows):
+            return self.values[jnp.arange(self.num_rows)]
+        return self.values[..., : self.num_rows, :]
 
     @property
     def perturbation(self):
@@ -103,24 +116,22 @@ def is_trained(model):
 
 
 def prepare(model, data, batch):
-    """Tables, labels and groups of one data set, or of several stacked on axis 0."""
+    """Tables, labels and groups of one data set, or of several stacked on axis 0.
+
+    Rows of networks that came spread over devices are spread over them again, filled up so that
+    all have as many; those of files stay there until networks are trained.
+    """
+    if not (batch or model.is_linear or is_trained(model)) and streaming.is_streamed(data):
+        return _prepare_streamed(model, data)
+    mesh = None if batch else mesh_of_rows(data)
     values, shape = images.rows_of(data, batch)
     items = values if batch else values[None]
-    count, features = items.shape[1:]
-    if features <= model.latent_dim:
-        raise ValueError(
-            f"latent_dim={model.latent_dim} must be below the number of columns of data, "
-            f"{features}: otherwise the noise itself would be decoded"
-        )
-    if count <= model.latent_dim:
-        raise ValueError(
-            f"data has {count} rows; latent_dim={model.latent_dim} needs more than that"
-        )
+    _check_size(model, *items.shape[1:])
     unusable = np.asarray(np.isnan(items).all(axis=(1, 2)))
     if not batch:
         if unusable[0]:
             raise ValueError("data is NaN everywhere: at least one value is expected")
-        tables.check_columns(data, items[0], "they make the noise look smaller; leave them out")
+        tables.check_columns(data, items[0], _OF_CONSTANTS)
     # A data set of nothing but NaN is no set of missing values: it stays NaN.
     holes = np.argwhere(np.isnan(items[~unusable]))
     missing = bool(holes.size)
@@ -132,16 +143,55 @@ def prepare(model, data, batch):
                 "decoder='linear' takes them"
             )
         deep.check_shapes(model, shape)
-    made = [_table(model, item, shape, missing, batch) for item in items]
+    made = [_table(model, item, shape, missing, batch, mesh) for item in items]
     if not model.is_linear:
         made = _with_ties(data, made, items)
         if not batch:
-            _check_connected(made[0])
+            _check_connected(np.asarray(made[0].all_rows, np.float64), made[0].spacing)
     table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made) if batch else made[0]
     return table, _labels(model, data, shape, batch), _groups(data, values, shape, batch)
 
 
-def _table(model, values, shape, missing, batch):
+def _prepare_streamed(model, data):
+    """As :func:`prepare`, in one pass; ties and gaps are looked for in some of the rows."""
+    found = streaming.summary(data, "(n, D) or that of images")
+    shape = data.shape[1:]
+    _check_size(model, len(data), found.center.size)
+    tables.check_columns(data, np.stack([found.smallest, found.largest]), _OF_CONSTANTS)
+    deep.check_shapes(model, shape)
+    single = data.dtype.kind == "f" and data.dtype.itemsize <= 4
+    dtype = np.dtype(np.float32 if single else np.float64)
+    unit = _unit(found.center, found.variance)
+    if unit is None:
+        raise ValueError(_EQUAL_ROWS)
+    rows = streaming.StreamedRows(data, found.center, unit, dtype)
+    count = float(math.prod(rows.shape))
+    table = _assembled(model, rows, None, count, found.center, unit, shape, dtype)
+    some = streaming.looked_at(data)
+    (table,) = _with_ties(data, [table], some[None])
+    _check_connected((some - found.center) / unit, table.spacing)
+    return table, _labels(model, data, shape, False), {"observed_data": {}, "constant_data": {}}
+
+
+def _check_size(model, count, features):
+    if features <= model.latent_dim:
+        raise ValueError(
+            f"latent_dim={model.latent_dim} must be below the number of columns of data, "
+            f"{features}: otherwise the noise itself would be decoded"
+        )
+    if count <= model.latent_dim:
+        raise ValueError(
+            f"data has {count} rows; latent_dim={model.latent_dim} needs more than that"
+        )
+
+
+def _unit(center, variances):
+    """Root of the mean variance of the columns, or ``None`` where rows do not differ."""
+    unit = np.sqrt(np.mean(variances))
+    return unit if unit > 1e-12 * np.max(np.abs(center)) else None
+
+
+def _table(model, values, shape, missing, batch, mesh):
     dtype = values.dtype
     observed = ~np.isnan(values)
     whole = values.astype(np.float64)
@@ -150,30 +200,48 @@ def _table(model, values, shape, missing, batch):
     # Twice, so that the mean of numbers far from zero has no rounding error.
     center = center + np.where(observed, whole - center, 0.0).sum(axis=0) / counts
     squares = np.where(observed, whole - center, 0.0) ** 2
-    unit = np.sqrt(np.mean(squares.sum(axis=0) / counts))
-    if not unit > 1e-12 * np.max(np.abs(center)) or not observed.any():
+    unit = _unit(center, squares.sum(axis=0) / counts) if observed.any() else None
+    if unit is None:
         if not batch:
-            raise ValueError(
-                "data has equal rows only, to rounding: there is no distribution to learn"
-            )
+            raise ValueError(_EQUAL_ROWS)
         unit = np.nan
     standard = (whole - center) / unit
     if missing:
         standard = np.where(observed, standard, 0.0)
+    rows = _placed(model, standard.astype(dtype), mesh)
+    mask = jnp.asarray(observed, dtype) if missing else None
+    return _assembled(model, rows, mask, observed.sum(), center, unit, shape, dtype, len(values))
+
+
+def _placed(model, standard, mesh):
+    """Rows on the device, or an equal share of them on every device of a mesh.
+
+    Where the shares of networks would not be equal, rows of zeros follow, which nothing reads;
+    those of a linear decoder then stay on one device.
+    """
+    fill = 0 if mesh is None else -len(standard) % mesh.size
+    if mesh is None or (model.is_linear and fill):
+        return jnp.asarray(standard)
+    return spread(np.pad(standard, ((0, fill), (0, 0))), mesh, axis=0)
+
+
+def _assembled(model, values, observed, count, center, unit, shape, dtype, num_rows=None):
+    num_rows = values.shape[0] if num_rows is None else num_rows
     known_noise = np.nan if model.noise_scale is None else (model.noise_scale / unit) ** 2
     return SingularTable(
-        jnp.asarray(standard, dtype),
-        jnp.asarray(observed, dtype) if missing else None,
+        values,
+        observed,
         jnp.asarray(center, dtype),
         jnp.asarray(unit, dtype),
-        jnp.asarray(observed.sum(), dtype),
-        jnp.asarray(model.levels_of(values.shape[0]), dtype),
+        jnp.asarray(count, dtype),
+        jnp.asarray(model.levels_of(num_rows), dtype),
         jnp.asarray(known_noise, dtype),
         jnp.asarray(deep.START if model.noise_start is None else model.noise_start, dtype),
         inverse_gamma(model.noise_prior, jnp.asarray(unit**2, dtype), dtype),
         _given(model, shape, center, unit, dtype),
         None,
         shape,
+        num_rows,
         model.noise_scale is None,
         model.noise_scale is not None or model.noise_prior is not None,
     )
@@ -207,7 +275,7 @@ def _with_ties(data, made, items):
         eqx.tree_at(
             lambda t: t.spacing,
             table,
-            jnp.asarray(row, table.values.dtype),
+            jnp.asarray(row, table.unit.dtype),
             is_leaf=lambda leaf: leaf is None,
         )
         for table, row in zip(made, np.where(wide, spacings, 0.0), strict=True)
@@ -223,11 +291,10 @@ def _warn_of_columns(data, chosen, what):
     _warn(f"data has {len(names)} columns ({shown}) with ties: {what}")
 
 
-def _check_connected(table):
+def _check_connected(values, spacing):
     """Warn of a support with gaps."""
-    values = np.asarray(table.values, np.float64)
-    if table.spacing is not None:
-        width = np.asarray(table.spacing, np.float64)
+    if spacing is not None:
+        width = np.asarray(spacing, np.float64)
         values = values + width * np.random.default_rng(0).uniform(-0.5, 0.5, values.shape)
     parts = support.num_parts(values)
     if parts > 1:
@@ -300,7 +367,7 @@ def _names_of(data, batch, shape):
 def _labels(model, data, shape, batch):
     row, feature, rows, features = _names_of(data, batch, shape)
     of_image = images.dimensions_of(data, batch, shape)
-    reserved = {"batch", "chain", "draw", "iteration", "part", "latent"}
+    reserved = {"batch", "chain", "draw", "iteration", "part", "latent", "hidden_unit"}
     names = (row, feature, *of_image)
     if len(set(names)) < len(names) or set(names) & reserved:
         raise ValueError(
@@ -313,6 +380,7 @@ def _labels(model, data, shape, batch):
     else:
         dims |= {"perturbation": (), "center": (feature,), "unit": ()}
         dims |= {f"{name}_weights": (f"{name}_weight",) for name in ("decoder", "encoder")}
+        dims[last_layer.SITE] = (feature, "hidden_unit")
     if of_image:
         dims[images.SITE] = tuple(of_image)
     features = np.arange(math.prod(shape)) if features is None else features

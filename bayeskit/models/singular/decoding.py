@@ -53,6 +53,6 @@ class Decoding(AbstractApproximation):
 
     def log_predictive(self, model, data):
         """Of rows given all of them, latents integrated out: what is plugged in stays."""
-        density, _ = self.row_densities(model, data, data.values, data.observed, PARTICLES)
-        density = density - log_units(data, data.values, data.observed)
+        density, _ = self.row_densities(model, data, data.all_rows, data.observed, PARTICLES)
+        density = density - log_units(data, data.all_rows, data.observed)
         return density, density

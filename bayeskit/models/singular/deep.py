@@ -26,6 +26,7 @@ from bayeskit.models.singular.convolutional import ConvolutionalDecoder, Convolu
 CONVOLUTIONAL = "convolutional"
 START = 0.3  # of σ₀, where the user states none
 FLOOR = 1e-3  # of σ₀: without one, likelihoods of unperturbed data are unbounded
+_ACTIVATION = jax.nn.relu
 _LOG_DEVIATIONS = (-8.0, 3.0)
 _INFLATION = 1.5  # of variances of the encoder, for importance sampling
 _STEPS = 5  # of L-BFGS
@@ -80,7 +81,7 @@ def _network(stated, inputs, outputs, convolutional, key):
     if not isinstance(stated, tuple):
         return stated
     width, depth = stated
-    return eqx.nn.MLP(inputs, outputs, width, depth, jax.nn.relu, key=key)
+    return eqx.nn.MLP(inputs, outputs, width, depth, _ACTIVATION, key=key)
 
 
 def is_convolutional(stated) -> bool:
@@ -147,7 +148,7 @@ def check_fixed(model):
 
 def perturbed_once(model, data):
     """All rows with the one level's noise, always the same."""
-    rows = jnp.arange(data.values.shape[0])
+    rows = jnp.arange(data.num_rows)
     return model.variational_rows(data, rows, data.perturbation, jax.random.key(0))
 
 
@@ -205,8 +206,12 @@ def is_shrunken(data, networks):
 def encode(model, data, encoder, values):
     """Means and log standard deviations (m, q) of the latents of rows (m, D)."""
     _, (_, rest) = split(model, data.shape, values.dtype)
-    found = jax.vmap(eqx.combine(encoder, rest))(values)
-    mean, log_deviation = jnp.split(found, 2, axis=-1)
+    return moments_from(jax.vmap(eqx.combine(encoder, rest))(values))
+
+
+def moments_from(encoded):
+    """Means and log standard deviations (m, q) in what an encoder gives (m, 2 q)."""
+    mean, log_deviation = jnp.split(encoded, 2, axis=-1)
     return mean, jnp.clip(log_deviation, *_LOG_DEVIATIONS)
 
 
@@ -215,6 +220,13 @@ def decode(model, data, decoder, latents):
     _, (rest, _) = split(model, data.shape, latents.dtype)
     flat = jax.vmap(eqx.combine(decoder, rest))(latents.reshape(-1, latents.shape[-1]))
     return flat.reshape(*latents.shape[:-1], -1)
+
+
+def before_last(decoder, latents):
+    """What all layers but the last of a decoder of stated width and depth make of latents."""
+    for layer in decoder.layers[:-1]:
+        latents = _ACTIVATION(jax.vmap(layer)(latents))
+    return latents
 
 
 def log_normal(values, means, variance):
@@ -244,6 +256,12 @@ def unpacked(model, data, networks):
         None if flat is None else ravel_pytree(like)[1](flat)
         for like, flat in zip(arrays, (networks.decoder, networks.encoder), strict=True)
     )
+
+
+def whole_decoder(model, data, networks):
+    """The decoder, ready to be called."""
+    _, (rest, _) = split(model, data.shape, data.unit.dtype)
+    return eqx.combine(unpacked(model, data, networks)[0], rest)
 
 
 def proposed(model, data, encoder, values, key, particles):

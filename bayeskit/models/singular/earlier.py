@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from bayeskit.models.singular import deep
+from bayeskit.models.singular import deep, last_layer
 from bayeskit.models.singular.data import (
     LINEAR_SITES,
     NETWORK_SITES,
@@ -24,9 +24,16 @@ def given(model, data):
     return in_trained_units(data, *data.given)
 
 
+def given_networks(model, data):
+    """As :func:`given`, the networks themselves."""
+    _, view = given(model, data)
+    networks, _, _ = data.given
+    return networks, view
+
+
 def in_trained_units(data, networks, center, unit):
     """Networks as a posterior, and the data in the units that they were trained in."""
-    moved = (data.unit * data.values + data.center - center) / unit
+    moved = (data.unit * data.all_rows + data.center - center) / unit
     view = eqx.tree_at(lambda d: (d.values, d.center, d.unit), data, (moved, center, unit))
     if networks.encoder is None:
         return GridLatents(networks), view
@@ -52,7 +59,10 @@ def with_sites(model, data, sites):
     """The posterior of latents given a decoder by site, and the data in its units."""
     if model.is_linear:
         return GivenDecoder(decoder_at(data, sites)), data
-    return in_trained_units(data, *networks_of(_cast(data, sites, NETWORK_SITES)))
+    networks, center, unit = networks_of(_cast(data, sites, NETWORK_SITES))
+    if last_layer.SITE in sites:
+        networks = last_layer.replaced(networks, sites[last_layer.SITE])
+    return in_trained_units(data, networks, center, unit)
 
 
 def started(model, data, key, initial) -> deep.NetworkParameters:

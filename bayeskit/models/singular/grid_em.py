@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from bayeskit.models.base import key_of_lane, relative_change
-from bayeskit.models.singular import deep, grid
+from bayeskit.models.singular import deep, grid, last_layer
 from bayeskit.models.singular.decoding import Doubts
 from bayeskit.models.singular.earlier import started
 from bayeskit.models.singular.network_latents import GridLatents
@@ -91,8 +91,15 @@ def objective(model, data, parameters):
 def finish(model, data, parameters):
     """Latents on the grid, the log likelihood, and whether the noise is at its smallest."""
     networks = deep.trained(parameters.decoder, None, parameters.noise_variance, data.perturbation)
+    joint = _log_joint(model, data, parameters)
+    layer = None
+    if last_layer.is_known(model):
+        nodes = grid.nodes(model.latent_dim, joint.dtype)
+        features = last_layer.before(model, data, networks, nodes)
+        gram = last_layer.gram_of(features, jnp.sum(jax.nn.softmax(joint, axis=1), axis=0))
+        layer = last_layer.around_trained(model, data, networks, gram)
     return (
-        GridLatents(networks),
-        objective(model, data, parameters),
+        GridLatents(networks, layer),
+        _total(data, joint),
         Doubts(deep.is_shrunken(data, networks)),
     )

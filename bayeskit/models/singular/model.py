@@ -18,6 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from bayeskit.linalg.sharding import shard_with
 from bayeskit.models import tables
 from bayeskit.models.base import (
     Prepared,
@@ -33,6 +34,7 @@ from bayeskit.models.singular import (
     grid,
     grid_em,
     images,
+    last_layer,
     linear,
     linear_em,
     messages,
@@ -41,11 +43,14 @@ from bayeskit.models.singular import (
 )
 from bayeskit.models.singular.arguments import described, levels, network
 from bayeskit.models.singular.decoding import Doubts
-from bayeskit.models.singular.earlier import given, given_sites, started, with_sites
+from bayeskit.models.singular.earlier import given, given_networks, given_sites, started, with_sites
 from bayeskit.models.singular.linear_latents import DecoderMeanField
 from bayeskit.models.singular.network_latents import EncodedLatents
+from bayeskit.models.singular.numpyro_functions import model_and_guide
 from bayeskit.models.singular.posterior import SingularDistributionPosterior
 from bayeskit.models.singular.sampled_latents import KnownLatents, log_given_latents
+from bayeskit.models.singular.streaming import StreamedRows
+from bayeskit.precision import as_key, double_precision
 from bayeskit.validation import check_integer, check_positive
 
 _OPTIMISM = 0.5  # nats a row
@@ -406,7 +411,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def numpyro_model(self, data):
         """Latents given the decoder."""
-        shape = (data.values.shape[0], self.latent_dim)
+        shape = (data.num_rows, self.latent_dim)
         standard = dist.Normal(jnp.zeros(shape, data.values.dtype), 1.0)
         positions = numpyro.sample("latents", standard.to_event(2))
         numpyro.factor("rows", jnp.sum(log_given_latents(self, data, positions)))
@@ -418,9 +423,63 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def mcmc_conditional(self, data, sites):
         """Everything is sampled: one draw."""
-        return KnownLatents(sites["latents"])
+        layer = None
+        if last_layer.is_known(self):
+            networks, view = given_networks(self, data)
+            latents, rows = sites["latents"], view.all_rows
+            layer = last_layer.given_latents(self, view, networks, latents, rows)
+        return KnownLatents(sites["latents"], layer)
 
     # Variational inference
+
+    def to_numpyro(self, data, *, batch_size=64, key=0):
+        """The model of networks and their encoder as functions for NumPyro's ``SVI``.
+
+        For training loops, optimizers or bounds of your own; :func:`bayeskit.infer` has its own.
+
+        Parameters
+        ----------
+        data
+            As for :func:`bayeskit.infer`.
+        batch_size : int
+            Rows of a step.
+        key : int or JAX key
+            Of the random weights of networks that were stated by width and depth.
+
+        Returns
+        -------
+        model, guide : functions of a JAX key
+            One plate of standardised rows, subsampled; the key is what these are perturbed by, and
+            is to be another one in every step. Parameters are ``decoder$params``,
+            ``encoder$params`` and, where the noise is learned, ``log_scale``.
+
+        Raises
+        ------
+        ValueError
+            If the decoder is linear, or several perturbations are to be compared.
+
+        Examples
+        --------
+        >>> import jax, optax
+        >>> from numpyro.infer import SVI, RenyiELBO
+        >>> import bayeskit as bk
+        >>> rows = bk.datasets.shape(0, "circle", rows=100).observations
+        >>> model = bk.models.SingularDistribution(2, perturbation=0.1)
+        >>> pair = model.to_numpyro(rows)
+        >>> svi = SVI(*pair, optax.adam(2e-3), RenyiELBO(alpha=0, num_particles=10))
+        >>> state = svi.init(jax.random.key(0), jax.random.key(1))
+        >>> state, loss = jax.jit(svi.update)(state, jax.random.key(2))
+        """
+        self.check_variational(None)
+        if not isinstance(self.perturbation, float):
+            raise ValueError(
+                f"to_numpyro is for one perturbation, such as 0.1, got {self.perturbation!r}"
+            )
+        check_integer("batch_size", batch_size, 1)
+        with double_precision():
+            prepared = self.prepare(data)
+            key = as_key(key, "weights start at random")
+            return model_and_guide(prepared.model, prepared.data, batch_size, key)
 
     def check_variational(self, method):
         """Networks are trained by likelihood alone."""
@@ -437,7 +496,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def check_variational_data(self, data):
         """Some rows are held out."""
-        count = data.values.shape[-2]
+        count = data.num_rows
         if count < _LEAST_ROWS:
             raise ValueError(
                 f"data has {count} rows; networks need {_LEAST_ROWS} at least. Of fewer, try "
@@ -451,12 +510,12 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def rows_of(self, data):
         """All of them."""
-        return data.values.shape[0]
+        return data.num_rows
 
     def held_out(self, data):
         """A fifth where a level is chosen, otherwise a tenth; at most 500."""
         share = 5 if data.levels.shape[0] > 1 else 10
-        return min(500, max(1, data.values.shape[0] // share))
+        return min(500, max(1, data.num_rows // share))
 
     def variational_settings(self, data):
         """The levels of the perturbation."""
@@ -469,6 +528,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     def variational_rows(self, data, rows, setting, key):
         """Rows with noise: of the batch's key, or of keys of their own."""
         values = data.values[rows]
+        if not isinstance(data.values, StreamedRows):
+            values = shard_with(values, data.values, 0)  # a batch's rows over all devices
         if self.fresh:
             return deep.perturbed(data, key, values, setting)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
@@ -495,8 +556,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         else:
             chosen, *compared = selection.compared(self, data, networks, settings, held_out, key)
         found = jax.tree.map(lambda leaf: leaf[chosen], networks)
+        # Of a fit that broke down, which is not chosen, no NaN is kept.
+        tried = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), networks)
+        layer = last_layer.by_encoder(self, data, found, 1.0 - held_out.shape[0] / data.num_rows)
         return (
-            EncodedLatents(found, settings, *compared),
+            EncodedLatents(found, layer, tried, *compared),
             chosen,
             Doubts(deep.is_shrunken(data, found)),
         )

@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from bayeskit.models.singular import deep, grid
-from bayeskit.models.singular.decoding import ROW_BLOCK, Decoding
+from bayeskit.models.singular import deep, grid, last_layer
+from bayeskit.models.singular.decoding import PARTICLES, ROW_BLOCK, Decoding
+from bayeskit.models.singular.streaming import StreamedRows
 from bayeskit.results import map_in_blocks
 
 _MOMENT_DRAWS = 1024
+_STREAMED_BLOCK = 4096  # rows that are read at a time
 
 
 class _Trained(Decoding):
     """What all distributions of latents given networks have in common."""
 
     networks: eqx.AbstractVar[deep.Networks]
+    last_layer: eqx.AbstractVar[Any]
 
     @abc.abstractmethod
     def drawn(self, key, model, data, rows):
@@ -55,13 +58,27 @@ class _Trained(Decoding):
     def moments(self, model, data):
         mean, variance = self.encoded(model, data, None)
         sites = self.plugged_in(model, data)
-        return (
-            {"latents": mean, **sites},
-            {"latents": variance, **jax.tree.map(jnp.zeros_like, sites)},
-        )
+        means = {"latents": mean, **sites}
+        variances = {"latents": variance, **jax.tree.map(jnp.zeros_like, sites)}
+        if self.last_layer is not None:
+            means[last_layer.SITE] = self.last_layer.mean
+            variances[last_layer.SITE] = self.last_layer.variances()
+        return as_data(data, means), as_data(data, variances)
 
     def sample(self, key, model, data):
-        return {"latents": self.drawn(key, model, data, None)}
+        sites = {"latents": self.drawn(key, model, data, None)}
+        if self.last_layer is not None:
+            shape = self.last_layer.mean.shape
+            white = jax.random.normal(jax.random.fold_in(key, 1), shape)
+            sites[last_layer.SITE] = self.last_layer.drawn(white)
+        return as_data(data, sites)
+
+    def decoder_variance(self, model, data, latents):
+        """Of every number of the rows (*, D) that latents (*, q) are decoded to: (*,)."""
+        if self.last_layer is None:
+            return jnp.zeros(latents.shape[:-1], latents.dtype)
+        features = last_layer.before(model, data, self.networks, latents)
+        return self.last_layer.variance_at(features)
 
     def plugged_in(self, model, data):
         return network_sites(self.networks, data)
@@ -73,21 +90,34 @@ class EncodedLatents(_Trained):
     Attributes
     ----------
     networks : Networks
-    levels, densities, errors : arrays (G,)
-        The perturbations that were tried, log densities of held-out rows at one scale for all, and
-        standard errors of their differences from the largest; zeros where there was no choice.
+    last_layer : LastLayer or None
+        Where the decoder has one that is known, and its own rows told of it.
+    tried : Networks
+        Of all perturbations that were tried, stacked on axis 0.
+    densities, errors : arrays (G,)
+        Log densities of held-out rows at one scale for all, and standard errors of their
+        differences from the largest; zeros where there was no choice.
     """
 
     networks: deep.Networks
-    levels: Any
+    last_layer: Any
+    tried: deep.Networks
     densities: Any
     errors: Any
 
+    @property
+    def levels(self):
+        """Perturbations (G,) that were tried."""
+        return self.tried.level
+
     def encoded(self, model, data, rows):
-        values = data.values if rows is None else rows[0]
         _, encoder = deep.unpacked(model, data, self.networks)
-        mean, log_deviation = deep.encode(model, data, encoder, values)
-        return mean, jnp.exp(2.0 * log_deviation)
+
+        def of_rows(values):
+            mean, log_deviation = deep.encode(model, data, encoder, values)
+            return mean, jnp.exp(2.0 * log_deviation)
+
+        return _of_all(of_rows, data) if rows is None else of_rows(rows[0])
 
     def drawn(self, key, model, data, rows):
         mean, variance = self.encoded(model, data, rows)
@@ -100,41 +130,71 @@ class EncodedLatents(_Trained):
 
         def one(row):
             mean, variance = row
-            found = self.decoded(model, data, mean + jnp.sqrt(variance) * white)
-            return jnp.mean(found, axis=0), jnp.var(found, axis=0)
+            latents = mean + jnp.sqrt(variance) * white
+            found = self.decoded(model, data, latents)
+            of_decoder = jnp.mean(self.decoder_variance(model, data, latents))
+            return jnp.mean(found, axis=0), jnp.var(found, axis=0) + of_decoder
 
         mean, variance = map_in_blocks(one, (means, variances), ROW_BLOCK)
         if include_noise:
             variance = variance + self.own_noise(data)
         return data.center + data.unit * mean, data.unit**2 * variance
 
-    def row_densities(self, model, data, values, observed, particles):
-        def one(item):
-            key, row = item
-            weights = deep.log_weights(
-                model, data, self.networks, self.networks.noise_variance, row[None], key, particles
-            )
-            return weights[:, 0]
+    def _weights(self, model, data, key, row, particles):
+        """Log importance weights (particles,) of one row."""
+        noise = self.networks.noise_variance
+        found = deep.log_weights(model, data, self.networks, noise, row[None], key, particles)
+        return found[:, 0]
 
+    def row_densities(self, model, data, values, observed, particles):
         keys = jax.random.split(jax.random.key(0), values.shape[0])
-        weights = map_in_blocks(one, (keys, values), ROW_BLOCK)
+        weights = map_in_blocks(
+            lambda item: self._weights(model, data, item[0], item[1], particles),
+            (keys, values),
+            ROW_BLOCK,
+        )
         return logsumexp(weights, axis=1) - jnp.log(float(particles)), weights
 
+    def log_predictive(self, model, data):
+        # As of ``row_densities``, whose weights of all rows together may be many.
+        def one(item):
+            key, row = item
+            weights = self._weights(model, data, key, data.values[row], PARTICLES)
+            return logsumexp(weights) - jnp.log(float(PARTICLES))
 
-def encoded_latents(networks) -> EncodedLatents:
+        keys = jax.random.split(jax.random.key(0), data.num_rows)
+        density = map_in_blocks(one, (keys, jnp.arange(data.num_rows)), ROW_BLOCK)
+        density = density - data.center.shape[0] * jnp.log(data.unit)
+        return density, density
+
+
+def _of_all(function, data):
+    """A function of rows (m, D), of all rows; in blocks where they are not in memory."""
+    if not isinstance(data.values, StreamedRows):
+        return function(data.all_rows)
+
+    def one(row):
+        return jax.tree.map(lambda leaf: leaf[0], function(data.values[row[None]]))
+
+    return map_in_blocks(one, jnp.arange(data.num_rows), _STREAMED_BLOCK)
+
+
+def encoded_latents(networks, layer=None) -> EncodedLatents:
     """Of networks of one level, among which there was no choice."""
-    levels = networks.level[None]
-    return EncodedLatents(networks, levels, jnp.zeros_like(levels), jnp.zeros_like(levels))
+    nothing = jnp.zeros_like(networks.level[None])
+    tried = jax.tree.map(lambda leaf: leaf[None], networks)
+    return EncodedLatents(networks, layer, tried, nothing, nothing)
 
 
 class GridLatents(_Trained):
     """Latents on a grid with their exact probabilities, decoder given."""
 
     networks: deep.Networks
+    last_layer: Any = None
 
     def _grid(self, model, data, rows):
         """Nodes (M, q), and log joint densities (n, M) of rows and them."""
-        values = data.values if rows is None else rows[0]
+        values = data.all_rows if rows is None else rows[0]
         nodes = grid.nodes(model.latent_dim, values.dtype)
         decoded = self.decoded(model, data, nodes)
         return nodes, grid.log_joint(decoded, self.networks.noise_variance, values)
@@ -158,8 +218,11 @@ class GridLatents(_Trained):
     def predict(self, inputs, include_noise, model, data):
         rows = None if inputs is None else inputs.standardised(data)
         _, joint = self._grid(model, data, rows)
-        found = self.decoded(model, data, grid.within_cells(model.latent_dim, joint.dtype))
-        mean, variance = _moments_of(joint, jnp.mean(found, axis=1), jnp.var(found, axis=1))
+        inside = grid.within_cells(model.latent_dim, joint.dtype)
+        found = self.decoded(model, data, inside)
+        of_decoder = jnp.mean(self.decoder_variance(model, data, inside), axis=1, keepdims=True)
+        within = jnp.var(found, axis=1) + of_decoder
+        mean, variance = _moments_of(joint, jnp.mean(found, axis=1), within)
         if include_noise:
             variance = variance + self.own_noise(data)
         return data.center + data.unit * mean, data.unit**2 * variance
@@ -177,6 +240,20 @@ def _moments_of(joint, means, variances):
     center = jnp.mean(means, axis=0)
     between = shares @ (means - center) ** 2 - (mean - center) ** 2
     return mean, jnp.maximum(between, 0.0) + shares @ variances
+
+
+def as_data(data, sites):
+    """In the type of the data."""
+    return {name: value.astype(data.unit.dtype) for name, value in sites.items()}
+
+
+def at_level(approximation, model, data, index) -> EncodedLatents:
+    """The posterior at another of the levels that were tried, for ``Posterior.evaluate``."""
+    networks = jax.tree.map(lambda leaf: leaf[index], approximation.tried)
+    share = 1.0 - model.held_out(data) / data.num_rows
+    layer = last_layer.by_encoder(model, data, networks, share)
+    kept = approximation.tried, approximation.densities, approximation.errors
+    return EncodedLatents(networks, layer, *kept)
 
 
 def network_sites(networks, data):

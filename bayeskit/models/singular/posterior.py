@@ -11,11 +11,12 @@ from arviz_stats.base import array_stats
 from bayeskit.models.singular import images
 from bayeskit.models.singular.decoding import PARTICLES, ROW_BLOCK
 from bayeskit.models.singular.earlier import given
-from bayeskit.models.singular.network_latents import EncodedLatents
+from bayeskit.models.singular.network_latents import EncodedLatents, at_level
 from bayeskit.models.tables import log_units
 from bayeskit.posterior import Posterior
 from bayeskit.precision import double_precision
 from bayeskit.results import Prediction, map_in_blocks, positive_count
+from bayeskit.validation import check_integer
 
 
 class RowLikelihood(NamedTuple):
@@ -62,7 +63,9 @@ def encoded(approximation, model, data, inputs):
 def row_densities(approximation, model, data, inputs, particles=PARTICLES):
     """Log densities (rows,) in the user's units and log weights, for ``Posterior.evaluate``."""
     source, data = _closed_form(approximation, model, data)
-    values, observed = (data.values, data.observed) if inputs is None else inputs.standardised(data)
+    values, observed = (
+        (data.all_rows, data.observed) if inputs is None else inputs.standardised(data)
+    )
     density, weights = source.row_densities(model, data, values, observed, particles)
     return density - log_units(data, values, observed), weights
 
@@ -189,13 +192,7 @@ class SingularDistributionPosterior(Posterior):
         TypeError
             If one level was stated, or for the posterior of a batch.
         """
-        approximation = self.approximation
-        if self.batch is not None:
-            raise TypeError(
-                "selection is for one data set; index the batch's data and fit it alone"
-            )
-        if not isinstance(approximation, EncodedLatents) or len(approximation.levels) < 2:
-            raise TypeError("nothing was selected: give perturbation='auto' or several levels")
+        approximation = self._several_levels("selection")
         levels = np.asarray(approximation.levels)
         unit = float(self.prepared.data.unit)
         features = self.prepared.data.center.shape[0]
@@ -208,6 +205,50 @@ class SingularDistributionPosterior(Posterior):
                 "chosen": levels == np.asarray(approximation.networks.level),
             }
         )
+
+    def at_level(self, index: int) -> "SingularDistributionPosterior":
+        """The posterior at another of the levels that were tried, of the same training.
+
+        Parameters
+        ----------
+        index : int
+            Row of :attr:`selection`.
+
+        Returns
+        -------
+        SingularDistributionPosterior
+            With the convergence of the fit as a whole.
+
+        Raises
+        ------
+        TypeError
+            If one level was stated, or for the posterior of a batch.
+        ValueError
+            If there is no such row, or its training broke down.
+        """
+        densities = np.asarray(self._several_levels("at_level").densities)
+        index = check_integer("index", index, 0)
+        if index >= len(densities):
+            raise ValueError(
+                f"index must be below {len(densities)}, the number of levels, got {index}"
+            )
+        if densities[index] == -np.inf:
+            raise ValueError(f"index {index} is of a level whose training broke down")
+        kept = ("data", "method", "prepared", "log_evidence", "convergence", "trace", "key")
+        return type(self)(
+            model=self.model.with_estimates(None),
+            approximation=self.evaluate(at_level, jnp.asarray(index)),
+            batch=None,
+            **{name: getattr(self, name) for name in kept},
+        )
+
+    def _several_levels(self, what) -> EncodedLatents:
+        approximation = self.approximation
+        if self.batch is not None:
+            raise TypeError(f"{what} is for one data set; index the batch's data and fit it alone")
+        if not isinstance(approximation, EncodedLatents) or len(approximation.levels) < 2:
+            raise TypeError("nothing was selected: give perturbation='auto' or several levels")
+        return approximation
 
     @property
     def noise_scale(self):

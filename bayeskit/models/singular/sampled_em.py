@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from bayeskit.models.base import key_of_lane, relative_change
-from bayeskit.models.singular import deep
+from bayeskit.models.singular import deep, last_layer
 from bayeskit.models.singular.decoding import Doubts
 from bayeskit.models.singular.earlier import started
 from bayeskit.models.singular.network_latents import encoded_latents
@@ -114,4 +114,9 @@ def finish(model, data, parameters):
         parameters.decoder, parameters.encoder, parameters.noise_variance, data.perturbation
     )
     own, other = (jnp.mean(_bounds(model, data, parameters, seed)) for seed in (_OWN, _OTHER))
-    return encoded_latents(networks), None, Doubts(deep.is_shrunken(data, networks), own - other)
+    layer = last_layer.by_encoder(model, data, networks)
+    return (
+        encoded_latents(networks, layer),
+        None,
+        Doubts(deep.is_shrunken(data, networks), own - other),
+    )

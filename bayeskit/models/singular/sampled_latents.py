@@ -2,23 +2,37 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from bayeskit.models.singular.earlier import given
+from bayeskit.models.singular.earlier import given, given_networks
+from bayeskit.models.singular.last_layer import SITE, before
+from bayeskit.models.singular.network_latents import as_data
 from bayeskit.models.tables import log_units
 from bayeskit.results import AbstractApproximation
 
 
 class KnownLatents(AbstractApproximation):
-    """One draw of a sampler: latents known, given the decoder of an earlier fit."""
+    """One draw of a sampler: latents known, given the decoder of an earlier fit.
+
+    Its last layer, where it is known, has its exact distribution given them and the layers before.
+    """
 
     positions: Any
+    last_layer: Any
 
     def moments(self, model, data):
-        return {"latents": self.positions}, {"latents": jnp.zeros_like(self.positions)}
+        means, variances = {"latents": self.positions}, {"latents": jnp.zeros_like(self.positions)}
+        if self.last_layer is not None:
+            means[SITE] = self.last_layer.mean
+            variances[SITE] = self.last_layer.variances()
+        return as_data(data, means), as_data(data, variances)
 
     def sample(self, key, model, data):
-        return {}
+        if self.last_layer is None:
+            return {}
+        white = jax.random.normal(key, self.last_layer.mean.shape)
+        return as_data(data, {SITE: self.last_layer.drawn(white)})
 
     def plugged_in(self, model, data):
         return {"latents": self.positions}
@@ -27,9 +41,15 @@ class KnownLatents(AbstractApproximation):
         source, view = given(model, data)
         if inputs is not None:
             return source.predict(inputs, include_noise, model, view)
-        rows = source.decoded(model, view, self.positions)
-        noise = source.own_noise(view) if include_noise else 0.0
-        return view.center + view.unit * rows, jnp.broadcast_to(view.unit**2 * noise, rows.shape)
+        variance = source.own_noise(view) if include_noise else 0.0
+        if self.last_layer is None:
+            rows = source.decoded(model, view, self.positions)
+        else:
+            networks, _ = given_networks(model, data)
+            features = before(model, view, networks, self.positions)
+            rows = features @ self.last_layer.mean.T.astype(features.dtype)
+            variance = variance + self.last_layer.variance_at(features)[:, None]
+        return view.center + view.unit * rows, jnp.broadcast_to(view.unit**2 * variance, rows.shape)
 
     def log_predictive(self, model, data):
         _, view = given(model, data)

@@ -29,7 +29,7 @@ def compared(model, data, networks, settings, held_out, key):
 
     And densities (G,) at one scale, and errors of their differences from the largest.
     """
-    scale = rate_level(data.values.shape[0], model.latent_dim)
+    scale = rate_level(data.num_rows, model.latent_dim)
 
     def density(networks):
         own = networks.noise_variance - networks.level**2

@@ -1,0 +1,126 @@
+"""Rows that stay on the host or in a file, and come in batches."""
+
+import math
+import mmap
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayeskit.validation import is_numeric
+
+_LARGE = 2**30  # bytes of an array that is not copied to the device
+_BLOCK_NUMBERS = 2**22
+_LOOKED_AT = 10_000  # rows
+
+
+class Summary(NamedTuple):
+    """What one pass over all rows finds.
+
+    Attributes
+    ----------
+    center, variance, smallest, largest : arrays (D,)
+        Moments of the columns and their limits, in the user's units.
+    """
+
+    center: Any
+    variance: Any
+    smallest: Any
+    largest: Any
+
+
+@jax.tree_util.register_static
+class StreamedRows:
+    """Standardised rows (n, D) of a table, read whenever they are indexed by an array.
+
+    Also inside a compiled program, which calls back to the host. Nothing is kept in memory.
+    """
+
+    def __init__(self, table, center, unit, dtype):
+        self.table, self.center, self.unit, self.dtype = table, center, unit, np.dtype(dtype)
+
+    @property
+    def shape(self):
+        return (len(self.table), math.prod(self.table.shape[1:]))
+
+    def __getitem__(self, rows):
+        dtype = jax.dtypes.canonicalize_dtype(self.dtype)
+
+        def read(rows):
+            rows = np.asarray(rows)
+            values = _taken(self.table, rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
+            values = ((values - self.center) / self.unit).astype(dtype)
+            # Callbacks have a thread of their own, in which doubles may not exist: bits do.
+            return values[..., None].view(np.uint32)
+
+        shape = (*jnp.shape(rows), self.shape[1], dtype.itemsize // 4)
+        bits = jax.ShapeDtypeStruct(shape, np.dtype(np.uint32))
+        indices = jnp.asarray(rows, np.int32)
+        found = jax.pure_callback(read, bits, indices, vmap_method="broadcast_all")
+        return jax.lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
+
+    def __repr__(self):
+        # Checkpoints know data by this.
+        file = getattr(self.table, "filename", None)
+        return f"StreamedRows({file}, {self.table.dtype}, {self.table.shape}, {self.dtype})"
+
+
+def is_streamed(data) -> bool:
+    """Whether a table stays where it is: in a mapped file, or as a large array on the host."""
+    return isinstance(data, np.memmap) or (type(data) is np.ndarray and data.nbytes >= _LARGE)
+
+
+def summary(table, shown) -> Summary:
+    """Moments and limits of all columns, in one pass; ``shown`` is the shape that errors name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If numbers are not real and finite.
+    """
+    if not is_numeric(table) or table.dtype.kind == "c":
+        raise TypeError(f"data must be real numbers, got {table.dtype}")
+    if table.ndim not in (2, 3, 4) or table.size == 0:
+        raise ValueError(f"data must have the shape {shown}, got {table.shape}")
+    features = math.prod(table.shape[1:])
+    size = max(1, _BLOCK_NUMBERS // features)
+    count, center, squares = 0, np.zeros(features), np.zeros(features)
+    smallest, largest = np.full(features, np.inf), np.full(features, -np.inf)
+    for first in range(0, len(table), size):
+        block = _taken(table, slice(first, first + size)).reshape(-1, features)
+        bad = np.argwhere(~np.isfinite(block))
+        if bad.size:
+            row, column = (int(i) for i in bad[0])
+            at = np.unravel_index(column, table.shape[1:])
+            raise ValueError(
+                f"data has values that are not finite, the first at index "
+                f"{(first + row, *map(int, at))}; rows that are streamed must be finite numbers"
+            )
+        # Blocks are joined as in T. F. Chan, G. H. Golub and R. J. LeVeque, 1983.
+        mean = block.mean(axis=0)
+        delta, joined = mean - center, count + len(block)
+        squares += ((block - mean) ** 2).sum(axis=0) + delta**2 * count * len(block) / joined
+        center += delta * len(block) / joined
+        count = joined
+        smallest = np.minimum(smallest, block.min(axis=0))
+        largest = np.maximum(largest, block.max(axis=0))
+    return Summary(center, squares / count, smallest, largest)
+
+
+def looked_at(table):
+    """Rows (m, D) at equal distances, for what is not looked for in all of them."""
+    step = -(-len(table) // _LOOKED_AT)
+    chosen = np.arange(0, len(table), step)
+    return _taken(table, chosen).reshape(len(chosen), -1)
+
+
+def _taken(table, rows):
+    """Rows as doubles. Of a file, what was read does not stay in this process's memory."""
+    found = np.asarray(table[rows], np.float64)
+    base = table
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+    return found
