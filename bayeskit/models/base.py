@@ -352,6 +352,10 @@ class SupportsVariational(AbstractModel):
         that were held out.
         """
 
+    @abc.abstractmethod
+    def variational_refitted(self, data, approximation, parameters, setting):
+        """The posterior of the best setting with parameters that all rows were trained on."""
+
 
 class SupportsMCMC(AbstractModel):
     """Markov chain Monte Carlo through an ordinary NumPyro model."""

@@ -9,6 +9,7 @@ M. Chae, D. Kim, Y. Kim and L. Lin, "A likelihood approach to nonparametric esti
 distribution using deep generative models", Journal of Machine Learning Research, 2023.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -546,10 +547,9 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def variational_finish(self, data, parameters, settings, held_out, key):
         """Of several levels the smallest whose held-out density is the best but for its error."""
-        noise = jax.vmap(lambda fit, level: deep.noise_variance_of(data, fit, level))(
+        networks = jax.vmap(lambda fit, level: self._trained(data, fit, level))(
             parameters, settings
         )
-        networks = jax.vmap(deep.trained)(parameters.decoder, parameters.encoder, noise, settings)
         if settings.shape[0] == 1:
             chosen, nothing = jnp.asarray(0), jnp.zeros_like(settings)
             compared = (nothing, nothing)
@@ -564,3 +564,13 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             chosen,
             Doubts(deep.is_shrunken(data, found)),
         )
+
+    def variational_refitted(self, data, approximation, parameters, setting):
+        """The levels that were tried stay as they were."""
+        found = self._trained(data, parameters, setting)
+        layer = last_layer.by_encoder(self, data, found)
+        return dataclasses.replace(approximation, networks=found, last_layer=layer)
+
+    def _trained(self, data, parameters, level):
+        noise = deep.noise_variance_of(data, parameters, level)
+        return deep.trained(parameters.decoder, parameters.encoder, noise, level)
