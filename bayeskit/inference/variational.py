@@ -120,8 +120,8 @@ class VariationalInference(AbstractMethod):
     -----
     A tenth of the rows is held out, a fifth where the model chooses among settings; all settings
     and restarts are trained at once, in one compilation. The setting that was chosen is then
-    trained anew on all rows, by as many steps of the same sizes, and that is kept if it has the
-    larger bound on them (on 2000 of them, where they are more). Gradients of importance-weighted
+    trained anew on all rows, in as many passes over them with steps of the same sizes, and that is
+    kept if it has the larger bound on them (on 2000 of them, where they are more). Gradients of importance-weighted
     bounds with respect to the encoder are doubly reparametrised (G. Tucker et al., "Doubly
     reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019); those of the other
     bound leave out the score of the encoder. All fits go on until the last has ended; a result has
@@ -430,9 +430,11 @@ class VariationalInference(AbstractMethod):
         return jnp.clip(jnp.round(falls), 0, _FALLS).astype(int)
 
     def _again(self, model, data, setting, start, best, path, state):
-        """Training on all rows by the steps of a path, or what it led to where that is better."""
+        """Training on all rows along a path of rates, or what it led to where that is better."""
         optimizer, largest = self._transformation
-        ends, count = jnp.cumsum(path), model.rows_of(data)
+        count = model.rows_of(data)
+        # As many passes over the rows.
+        ends = jnp.cumsum(path) * count // (count - model.held_out(data))
         batch = min(self.batch_size, count)
         key = jax.random.fold_in(state.key, _AGAIN)
 

@@ -147,6 +147,42 @@ def gaussian_mixture():
         assert np.max(np.abs(new[0].mean - new[1].mean)) < 1e-10, name
 
 
-FAMILIES = (kronecker_sbl, functional_tucker, spectral_pde, gaussian_mixture)
+def singular():
+    """Rows of networks, which have to be filled up, in batches over all devices; and of a plane."""
+    generator = np.random.default_rng(0)
+    rows = np.sin(generator.normal(size=(252, 2)) @ generator.normal(size=(2, 6)))
+    # Four parts, which become eight.
+    parts = NamedSharding(bk.make_mesh((4, 2), ("x", "y")), PartitionSpec("x"))
+    with jax.enable_x64(True):
+        table = jax.make_array_from_callback(rows.shape, parts, lambda part: rows[part])
+    model = bk.models.SingularDistribution(2, decoder=(16, 1), perturbation=(0.05, 0.2))
+    method = bk.inference.VariationalInference(max_iterations=50, tolerance=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bk.BayeskitWarning)
+        there, here = (bk.infer(model, each, method, key=0) for each in (table, rows))
+        placed = there.prepared.data.values
+        assert placed.shape[0] == 256, "no row was added to fill up"
+        assert max(shard.data.size for shard in placed.addressable_shards) == placed.size / 8
+        for site in ("decoder_weights", "latents", "noise_variance", "last_layer"):
+            error = np.max(np.abs(gathered(there.mean[site]) - here.mean[site]))
+            assert error < 1e-6, f"{site} differs by {error}"
+        with jax.enable_x64(True):
+            prepared = model.prepare(table)
+            arguments = (driver.as_leaves(method), prepared.model, prepared.data)
+            states = driver._start(*arguments, jax.random.key(0), None)
+            lowered = driver._advance.lower(*arguments, states, 50, jnp.asarray(50))
+            program = lowered.compile().compiled.as_text()
+        # Eight of 64 rows, ten particles each, two settings: the hidden units of one device.
+        assert re.search(r"f64\[[\d,]*10,8,16\]", program), "batches are not spread"
+        assert not re.search(r"f64\[[\d,]*10,64,16\]", program), "a device computes whole batches"
+    plane = bk.models.SingularDistribution(2, decoder="linear", perturbation=0.1)
+    incomplete = rows[:248].copy()
+    incomplete[::5, 1] = np.nan
+    there, here = (bk.infer(plane, each) for each in (spread(incomplete), incomplete))
+    assert abs(there.log_evidence - here.log_evidence) < 1e-9 * abs(here.log_evidence)
+    assert np.max(np.abs(gathered(there.mean["latents"]) - here.mean["latents"])) < 1e-8
+
+
+FAMILIES = (kronecker_sbl, functional_tucker, spectral_pde, gaussian_mixture, singular)
 {each.__name__: each for each in FAMILIES}[family]()
 print("distributed fit equals the single-device fit")

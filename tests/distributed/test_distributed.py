@@ -31,6 +31,8 @@ def free_port():
         pytest.param("spectral_pde", 2, marks=pytest.mark.full),
         pytest.param("gaussian_mixture", 1, marks=pytest.mark.full),
         pytest.param("gaussian_mixture", 2, marks=pytest.mark.full),
+        pytest.param("singular", 1, marks=pytest.mark.full),
+        pytest.param("singular", 2, marks=pytest.mark.full),
     ],
 )
 def test_distributed_fit_equals_single_device_fit(family, processes):

@@ -218,14 +218,23 @@ def moments_from(encoded):
 def decode(model, data, decoder, latents):
     """Rows (*, D) of latents (*, q)."""
     _, (rest, _) = split(model, data.shape, latents.dtype)
-    flat = jax.vmap(eqx.combine(decoder, rest))(latents.reshape(-1, latents.shape[-1]))
-    return flat.reshape(*latents.shape[:-1], -1)
+    return mapped(eqx.combine(decoder, rest), latents)
+
+
+def mapped(function, latents):
+    """A function of arrays (q,) at latents (*, q).
+
+    Along one axis after the other: several in one would lose how they are spread over devices.
+    """
+    for _ in latents.shape[:-1]:
+        function = jax.vmap(function)
+    return function(latents)
 
 
 def before_last(decoder, latents):
-    """What all layers but the last of a decoder of stated width and depth make of latents."""
+    """What all layers but the last of a decoder of stated width and depth make of latents (*, q)."""
     for layer in decoder.layers[:-1]:
-        latents = _ACTIVATION(jax.vmap(layer)(latents))
+        latents = _ACTIVATION(mapped(layer, latents))
     return latents
 
 

@@ -128,9 +128,8 @@ def _encoded_gram(model, data, networks):
 def before(model, data, networks, latents):
     """What all layers but the last make of latents (*, q), and a one: (*, w + 1)."""
     decoder = deep.whole_decoder(model, data, networks)
-    found = deep.before_last(decoder, latents.reshape(-1, latents.shape[-1]))
-    found = jnp.concatenate([found, jnp.ones((len(found), 1), found.dtype)], axis=1)
-    return found.reshape(*latents.shape[:-1], -1)
+    found = deep.before_last(decoder, latents)
+    return jnp.concatenate([found, jnp.ones((*found.shape[:-1], 1), found.dtype)], axis=-1)
 
 
 def trained(model, data, networks):
