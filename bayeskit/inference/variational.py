@@ -121,11 +121,12 @@ class VariationalInference(AbstractMethod):
     A tenth of the rows is held out, a fifth where the model chooses among settings; all settings
     and restarts are trained at once, in one compilation. The setting that was chosen is then
     trained anew on all rows, in as many passes over them with steps of the same sizes, and that is
-    kept if it has the larger bound on them (on 2000 of them, where they are more). Gradients of importance-weighted
-    bounds with respect to the encoder are doubly reparametrised (G. Tucker et al., "Doubly
-    reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019); those of the other
-    bound leave out the score of the encoder. All fits go on until the last has ended; a result has
-    converged where the fit that is kept has. After a gradient that is not finite, training goes on
+    kept if it has the larger bound on them (on 2000 of them, where they are more). Gradients of
+    importance-weighted bounds with respect to the encoder are doubly reparametrised (G. Tucker et
+    al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019); those
+    of the other bound leave out the score of the encoder. All fits go on until the last has ended;
+    a result has converged where the fit that is kept has. After a gradient that is not finite,
+    training goes on
     from the best parameters with a smaller rate.
 
     Examples

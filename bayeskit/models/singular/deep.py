@@ -232,7 +232,7 @@ def mapped(function, latents):
 
 
 def before_last(decoder, latents):
-    """What all layers but the last of a decoder of stated width and depth make of latents (*, q)."""
+    """What all layers but the last of a network of stated shape make of latents (*, q)."""
     for layer in decoder.layers[:-1]:
         latents = _ACTIVATION(mapped(layer, latents))
     return latents
