@@ -126,8 +126,7 @@ class VariationalInference(AbstractMethod):
     al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019); those
     of the other bound leave out the score of the encoder. All fits go on until the last has ended;
     a result has converged where the fit that is kept has. After a gradient that is not finite,
-    training goes on
-    from the best parameters with a smaller rate.
+    training goes on from the best parameters with a smaller rate.
 
     Examples
     --------

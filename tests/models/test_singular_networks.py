@@ -70,6 +70,22 @@ def test_linear_networks_find_the_closed_form(affine, rows):
     assert posterior.noise_scale > posterior.perturbation
 
 
+def test_the_level_that_is_chosen_is_trained_on_all_rows():
+    rows = simulated(rows=60)
+    closed = bk.infer(SingularDistribution(LATENTS, decoder="linear", perturbation=0.2), rows)
+    expected = closed.mean["loadings"] @ closed.mean["loadings"].T
+    posterior = bk.infer(affine_model(perturbation=(0.2, 0.25)), rows, affine_method(), key=0)
+    chosen = int(np.argmax(posterior.selection["chosen"]))
+    errors = []
+    for each in (posterior, posterior.at_level(chosen)):
+        loadings = each.mean["decoder_weights"][: FEATURES * LATENTS].reshape(FEATURES, LATENTS)
+        found = each.mean["unit"] ** 2 * loadings @ loadings.T
+        errors.append(np.abs(found - expected).max() / expected.max())
+    # A fifth of the rows is twelve of them.
+    assert errors[0] < 0.05
+    assert errors[1] > 2 * errors[0]
+
+
 def test_densities_by_importance_sampling_are_those_of_the_dense_gaussian(affine, rows):
     posterior, loadings, offset = affine
     covariance = loadings @ loadings.T + posterior.noise_scale**2 * np.eye(FEATURES)

@@ -207,7 +207,7 @@ class SingularDistributionPosterior(Posterior):
         )
 
     def at_level(self, index: int) -> "SingularDistributionPosterior":
-        """The posterior at another of the levels that were tried, of the same training.
+        """The posterior at any level that was tried, as training with held-out rows left it.
 
         Parameters
         ----------
@@ -217,7 +217,8 @@ class SingularDistributionPosterior(Posterior):
         Returns
         -------
         SingularDistributionPosterior
-            With the convergence of the fit as a whole.
+            With the convergence of the fit as a whole. At the level that was chosen, it is what
+            the levels were compared by, not the fit to all rows.
 
         Raises
         ------
