@@ -125,7 +125,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     Networks are else trained by ``VariationalInference``, on complete rows only. Their sites are
     ``latents``, ``noise_variance``, ``perturbation``, ``decoder_weights`` and ``encoder_weights``
-    (of standardised data, with ``center`` and ``unit``). Levels are compared by the log density of
+    (of standardised data, with ``center`` and ``unit``), and of a decoder of stated width and depth
+    ``last_layer`` (D, width + 1), the bias last, which has a Gaussian posterior where all else is
+    known. Rows of mapped files (``numpy.memmap``) and of NumPy arrays of a gibibyte or more are
+    read batch by batch; rows that are spread over devices stay so. Levels are compared by the log density of
     held-out rows with noise of one size, that of the rate: the smallest within a standard error of
     the best is taken. All levels of a linear decoder give the same distribution, and ``"auto"`` is
     zero.
