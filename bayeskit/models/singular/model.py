@@ -128,9 +128,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     (of standardised data, with ``center`` and ``unit``), and of a decoder of stated width and depth
     ``last_layer`` (D, width + 1), the bias last, which has a Gaussian posterior where all else is
     known. Rows of mapped files (``numpy.memmap``) and of NumPy arrays of a gibibyte or more are
-    read batch by batch; rows that are spread over devices stay so. Levels are compared by the log density of
-    held-out rows with noise of one size, that of the rate: the smallest within a standard error of
-    the best is taken. All levels of a linear decoder give the same distribution, and ``"auto"`` is
+    read batch by batch; rows that are spread over devices stay so. Levels are compared by the log
+    density of held-out rows with noise of one size, that of the rate: the smallest within a
+    standard error of the best is taken, and trained anew on all rows. All levels of a linear
+    decoder give the same distribution, and ``"auto"`` is
     zero.
 
     Examples
