@@ -110,10 +110,9 @@ def compared(seed):
         each = posterior.at_level(index)
         drawn[f"networks, level {level:.3g}"] = each.generate(seed, count)
         if posterior.selection["chosen"][index]:
-            drawn[AUTO], chosen = each.generate(seed, count), level
-        if level == 0 or posterior.selection["chosen"][index]:
-            found = each.log_likelihood(test.astype(np.float32)).pareto_k
-            unsure[PLAIN if level == 0 else AUTO] = share(found > 0.7)
+            drawn[AUTO], chosen = posterior.generate(seed, count), level
+    for name, each in ((AUTO, posterior), (PLAIN, posterior.at_level(0))):
+        unsure[name] = share(each.log_likelihood(test.astype(np.float32)).pareto_k > 0.7)
     plane = bk.models.SingularDistribution(LATENTS, decoder="linear", perturbation=0.1)
     drawn["plane (principal components)"] = bk.infer(plane, train).generate(seed, count)
     drawn[MIXTURE] = mixture(train, seed).sample(count)[0]
