@@ -85,8 +85,9 @@ def run(options: Options) -> Report:
     )
     report.notes.append(
         "All levels are of one training on four fifths of the rows; auto is the one that held-out "
-        "rows chose, trained anew on all. Rows: as many draws of the training rows. Kernel density: the "
-        "bandwidth by cross-validation; mixture: full covariances, their number by BIC; plane: "
+        "rows chose, trained anew on all. Rows: as many draws of the training rows. Kernel "
+        "density: the bandwidth by cross-validation; mixture: full covariances, their number by "
+        "BIC; plane: "
         "probabilistic principal components; flow: masked autoregressive with splines, of rows as "
         "they are and of ten copies with the noise that auto chose; diffusion: a denoiser of three "
         "layers. Losses of both are in the results. Floor: two samples of the truth."
