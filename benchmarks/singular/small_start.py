@@ -1,5 +1,7 @@
 """Networks whose noise starts small: plain likelihood beside that of perturbed data."""
 
+import warnings
+
 import numpy as np
 
 import bayeskit as bk
@@ -11,9 +13,9 @@ TITLE = "From a small start of the noise, plain likelihood fails and a perturbat
 MINUTES = (2, 15)
 
 # Latent dimension, and the largest ratio of distances that is allowed on any seed.
-SHAPES = {"circle": (2, 0.5), "sphere": (3, 0.65), "moons": (2, 0.65), "swiss_roll": (2, 0.65)}
+SHAPES = {"circle": (2, 0.5), "sphere": (3, 0.65), "moons": (2, 0.65), "swiss_roll": (3, 0.65)}
 ROWS, COUNT, STEPS = 500, 1000, 8000
-START, LEVEL = 0.003, 0.1
+START = 0.003
 
 
 def run(options: Options) -> Report:
@@ -26,7 +28,7 @@ def run(options: Options) -> Report:
             "rows": ROWS,
             "D": 10,
             "start of the noise": START,
-            "perturbation": LEVEL,
+            "perturbation": "auto",
             "steps": STEPS,
             "draws compared": COUNT,
         },
@@ -49,13 +51,17 @@ def run(options: Options) -> Report:
         )
         ratio = max(found["perturbed"] / found["plain"] for found in results)
         report.bars.append(Bar(f"{name}: worst ratio to plain", ratio, "<=", SHAPES[name][1]))
-        worst = max(abs(found["noise, perturbed"] / LEVEL - 1.0) for found in results)
+        worst = max(
+            abs(found["noise, perturbed"] - found["level"]) / max(found["level"], START)
+            for found in results
+        )
         report.bars.append(
             Bar(f"{name}: noise from the perturbation, largest share", worst, "<=", 0.05)
         )
     report.notes.append(
-        "Rows: as many draws of the training rows. Floor: two samples of the truth. All fits make "
-        "the same number of steps."
+        "Perturbed: at the level that held-out rows chose, of the same training as plain, on four "
+        "fifths of the rows. Rows: as many draws of the training rows. Floor: two samples of the "
+        "truth. All fits make the same number of steps."
     )
     return report
 
@@ -65,15 +71,19 @@ def compared(name, seed):
     sample = bk.datasets.shape(seed, name, rows=ROWS)
     truth = sample.draw(10_000 + seed, COUNT)
     method = bk.inference.VariationalInference(max_iterations=STEPS, tolerance=0.0)
-    found, noise = {}, {}
-    for kind, level in (("plain", 0.0), ("perturbed", LEVEL)):
-        model = bk.models.SingularDistribution(
-            SHAPES[name][0], perturbation=level, noise_start=START
-        )
+    model = bk.models.SingularDistribution(SHAPES[name][0], noise_start=START)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bk.BayeskitWarning)
         posterior = bk.infer(model, sample.observations.astype(np.float32), method, key=seed)
-        found[kind] = wasserstein(posterior.generate(seed, COUNT), truth)
-        noise[f"noise, {kind}"] = float(posterior.noise_scale / posterior.mean["unit"])
+    table = posterior.selection
+    chosen = int(np.argmax(table["chosen"]))
+    found, noise = {}, {}
+    for kind, index in (("plain", 0), ("perturbed", chosen)):
+        each = posterior.at_level(index)
+        found[kind] = wasserstein(truth, each.generate(seed, COUNT))
+        noise[f"noise, {kind}"] = float(each.noise_scale / each.mean["unit"])
+    noise["level"] = float(table["level"][chosen])
     again = np.random.default_rng(seed).integers(0, ROWS, COUNT)
-    found["rows"] = wasserstein(sample.observations[again], truth)
+    found["rows"] = wasserstein(truth, sample.observations[again])
     found["floor"] = sampling_floor(wasserstein, sample.draw, COUNT, key=seed)
     return found | noise
