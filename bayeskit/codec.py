@@ -217,19 +217,20 @@ def _decode_array(content, arrays):
 
 def _place_of(array, where):
     """Where a mapped array is, instead of its numbers, which may be more than fit in memory."""
-    if not isinstance(array.base, mmap.mmap) or not array.flags.c_contiguous:
+    if not isinstance(array.base, mmap.mmap) or not array.flags.forc:
         raise TypeError(
             f"{where} cannot be stored: it is part of a mapped file; map the whole file, or make "
             "it an array, numpy.array(…)"
         )
     place = {"path": str(Path(array.filename).resolve()), "offset": int(array.offset)}
-    return {**place, "dtype": array.dtype.str, "shape": list(array.shape)}
+    order = "C" if array.flags.c_contiguous else "F"
+    return {**place, "dtype": array.dtype.str, "shape": list(array.shape), "order": order}
 
 
 def _map_file(content):
     path, shape = content["path"], tuple(content["shape"])
     try:
-        return np.memmap(path, content["dtype"], "r", content["offset"], shape)
+        return np.memmap(path, content["dtype"], "r", content["offset"], shape, content["order"])
     except (OSError, ValueError) as error:
         raise ValueError(f"the data were mapped from {path!r}, which cannot be: {error}") from error
 

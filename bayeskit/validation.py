@@ -19,14 +19,15 @@ REAL_OR_COMPLEX = "biufc"
 def owned(tree):
     """A pytree whose arrays and tables nobody else can write into: copies of the user's.
 
-    JAX arrays cannot be written into and stay as they are, and so do mapped files, which may be
-    larger than the memory: whoever maps one keeps it as it is.
+    JAX arrays cannot be written into and stay as they are; mapped files are read.
     """
 
     def copy(leaf):
         if isinstance(leaf, np.ma.MaskedArray) and not np.ma.getmaskarray(leaf).any():
             return np.array(leaf.data)
-        if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.memmap):
+        if isinstance(leaf, np.memmap):
+            return np.array(leaf)
+        if isinstance(leaf, np.ndarray):
             return leaf.copy()
         if isinstance(leaf, (xr.DataArray, pd.DataFrame, pd.Series)):
             return leaf.copy(deep=True)

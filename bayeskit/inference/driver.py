@@ -88,7 +88,7 @@ def infer(
     method = _check_arguments("infer", model, data, method)
     if checkpoint is not None:
         checkpoints.check_path(checkpoint)
-    model, data = owned((model, data))
+    model, data = owned(model), data if model.leaves_in_place(data) else owned(data)
     with double_precision():
         key_used, key = _key_for(method, key)
         prepared = model.prepare(data)

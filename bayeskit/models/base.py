@@ -101,6 +101,13 @@ class AbstractModel(eqx.Module):
         comes back. Fitted estimates of an earlier run are dropped.
         """
 
+    def leaves_in_place(self, data) -> bool:
+        """Whether data are read where they are instead of being copied; as it is, none.
+
+        Whoever gives such data keeps them as they are.
+        """
+        return False
+
     @abc.abstractmethod
     def sample_prior(self, key):
         """Draw ``(parameters, data)`` from the priors: a dict by site, and data for ``infer``."""

@@ -14,7 +14,7 @@ from bayeskit.precision import gathered
 from bayeskit.results import PredictionTarget
 from bayeskit.validation import coordinates_along, dimension_name, is_numeric, values_of
 
-_LARGEST = 1e100  # numbers in the user's units
+LARGEST = 1e100  # numbers in the user's units
 
 
 def array_of(name, data, axes=2, expected=None):
@@ -57,8 +57,8 @@ def array_of(name, data, axes=2, expected=None):
             "value is missing"
         )
     # As a number of Python: single precision does not hold the limit.
-    if float(np.nanmax(np.abs(values), initial=0.0)) > _LARGEST:
-        raise ValueError(f"{name} has values beyond {_LARGEST:g}, whose squares overflow")
+    if float(np.nanmax(np.abs(values), initial=0.0)) > LARGEST:
+        raise ValueError(f"{name} has values beyond {LARGEST:g}, whose squares overflow")
     return values
 
 

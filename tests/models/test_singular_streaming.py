@@ -107,12 +107,29 @@ def test_images_are_mapped_too(tmp_path):
         (lambda rows: _with(rows, 149, 2, np.nan), ValueError, r"first at index \(149, 2\)"),
         (lambda rows: _with(rows, 3, 0, np.inf), ValueError, r"first at index \(3, 0\)"),
         (lambda rows: rows[:10], ValueError, "10 rows"),
+        (lambda rows: 1e120 * rows, ValueError, "beyond 1e[+]100"),
     ],
 )
 def test_bad_rows_of_a_file(rows, tmp_path, change, error, message):
     np.save(tmp_path / "rows.npy", change(rows))
     with pytest.raises(error, match=message):
         bk.infer(MODEL, np.load(tmp_path / "rows.npy", mmap_mode="r"), BRIEF, key=0)
+
+
+def test_other_families_read_mapped_files_and_store_their_numbers(mapped, tmp_path):
+    posterior = bk.infer(bk.models.GaussianMixture(2), mapped, key=0)
+    assert type(posterior.data) is np.ndarray
+    posterior.save(tmp_path / "fit.nc")
+    np.testing.assert_array_equal(bk.load(tmp_path / "fit.nc").data, mapped)
+
+
+def test_files_in_the_order_of_columns(rows, mapped, tmp_path):
+    np.save(tmp_path / "columns.npy", np.asfortranarray(rows))
+    columns = np.load(tmp_path / "columns.npy", mmap_mode="r")
+    found, expected = (bk.infer(MODEL, table, BRIEF, key=0) for table in (columns, mapped))
+    np.testing.assert_allclose(found.mean["latents"], expected.mean["latents"], atol=1e-8)
+    found.save(tmp_path / "fit.nc")
+    np.testing.assert_array_equal(bk.load(tmp_path / "fit.nc").data, rows)
 
 
 def test_a_part_of_a_file_is_fitted_but_not_stored(mapped, tmp_path):

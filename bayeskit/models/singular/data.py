@@ -121,7 +121,7 @@ def prepare(model, data, batch):
     Rows of networks that came spread over devices are spread over them again, filled up so that
     all have as many; those of files stay there until networks are trained.
     """
-    if not (batch or model.is_linear or is_trained(model)) and streaming.is_streamed(data):
+    if not batch and model.leaves_in_place(data):
         return _prepare_streamed(model, data)
     mesh = None if batch else mesh_of_rows(data)
     values, shape = images.rows_of(data, batch)

@@ -41,6 +41,7 @@ from bayeskit.models.singular import (
     messages,
     sampled_em,
     selection,
+    streaming,
 )
 from bayeskit.models.singular.arguments import described, levels, network
 from bayeskit.models.singular.decoding import Doubts
@@ -241,6 +242,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     def posterior_class(self):
         """The family's own result, with ``generate``, ``encode``, ``log_likelihood``."""
         return SingularDistributionPosterior
+
+    def leaves_in_place(self, data):
+        """Tables that networks are trained on batch by batch."""
+        trained = self.is_linear or preparation.is_trained(self)
+        return not trained and streaming.is_streamed(data)
 
     def prepare(self, data, *, batch=False):
         """See :class:`~bayeskit.models.base.AbstractModel`."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayeskit.models import tables
 from bayeskit.validation import is_numeric
 
 _LARGE = 2**30  # bytes of an array that is not copied to the device
@@ -96,6 +97,11 @@ def summary(table, shown) -> Summary:
             raise ValueError(
                 f"data has values that are not finite, the first at index "
                 f"{(first + row, *map(int, at))}; rows that are streamed must be finite numbers"
+            )
+        if np.abs(block).max() > tables.LARGEST:
+            raise ValueError(
+                f"data has values beyond {tables.LARGEST:g}, whose squares overflow, in rows "
+                f"{first} to {first + len(block) - 1}"
             )
         # Blocks are joined as in T. F. Chan, G. H. Golub and R. J. LeVeque, 1983.
         mean = block.mean(axis=0)
