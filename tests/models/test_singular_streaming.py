@@ -132,6 +132,16 @@ def test_files_in_the_order_of_columns(rows, mapped, tmp_path):
     np.testing.assert_array_equal(bk.load(tmp_path / "fit.nc").data, rows)
 
 
+def test_what_no_file_holds_is_not_streamed(rows, mapped, tmp_path):
+    private = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    private[:] = 2.0 * private + 1.0
+    for table, expected in ((private, 2.0 * rows + 1.0), (mapped.astype(np.float64), rows)):
+        posterior = bk.infer(MODEL, table, BRIEF, key=0)
+        assert type(posterior.data) is np.ndarray
+        np.testing.assert_allclose(posterior.mean["center"], expected.mean(axis=0))
+    np.testing.assert_array_equal(private, 2.0 * rows + 1.0)
+
+
 def test_a_part_of_a_file_is_fitted_but_not_stored(mapped, tmp_path):
     posterior = bk.infer(MODEL, mapped[50:], BRIEF, key=0)
     assert posterior.mean["latents"].shape == (100, 1)

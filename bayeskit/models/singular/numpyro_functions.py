@@ -24,7 +24,8 @@ def model_and_guide(model, data, batch_size, key):
 
     def network(index):
         whole = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, networks[index]
+            lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf,
+            networks[index],
         )
         registered: Any = eqx_module(("decoder", "encoder")[index], whole)
         return jax.vmap(registered)

@@ -95,7 +95,8 @@ class SingularDistributionPosterior(Posterior):
         -------
         numpy.ndarray (num_rows, D)
             Of images (num_rows, H, W) or (num_rows, H, W, C). A leading axis ``batch`` for a batch.
-            Where the decoder is uncertain, every row is drawn with a decoder of its own.
+            Where a linear decoder is uncertain, every row is drawn with a decoder of its own;
+            networks are those that were trained.
         """
         count = positive_count("num_rows", num_rows)
         rows = self.evaluate_random(generated, key, count, bool(observation_noise))

@@ -69,7 +69,11 @@ class StreamedRows:
 
 def is_streamed(data) -> bool:
     """Whether a table stays where it is: in a mapped file, or as a large array on the host."""
-    return isinstance(data, np.memmap) or (type(data) is np.ndarray and data.nbytes >= _LARGE)
+    if isinstance(data, np.memmap):
+        # Results of computations are of this class too, without a file; and pages of a mapping in
+        # mode "c" hold what was written to them alone.
+        return data.filename is not None and data.mode in ("r", "r+", "w+")
+    return type(data) is np.ndarray and data.nbytes >= _LARGE
 
 
 def summary(table, shown) -> Summary:
