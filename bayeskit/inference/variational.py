@@ -50,8 +50,8 @@ class Training(NamedTuple):
         How often a gradient was not finite.
     start : pytree (restarts, …)
         Where training began.
-    order : integer array (n,)
-        Rows, those that are held out first.
+    held_out : integer array (h,)
+        Rows that are, in order.
     count : integer
     key : JAX key
     """
@@ -68,7 +68,7 @@ class Training(NamedTuple):
     best_path: Any
     recoveries: Any
     start: Any
-    order: Any
+    held_out: Any
     count: Any
     key: Any
 
@@ -260,8 +260,8 @@ class VariationalInference(AbstractMethod):
     def init(self, model, data, key, lane, initial):
         settings = model.variational_settings(data)
         count = jax.tree.leaves(settings)[0].shape[0]
-        for_order, for_starts, for_steps = jax.random.split(key, 3)
-        order = jax.random.permutation(for_order, model.rows_of(data))
+        for_rows, for_starts, for_steps = jax.random.split(key, 3)
+        held_out = _one_of_each_part(for_rows, model.rows_of(data), model.held_out(data))
         starts = [
             model.variational_init(data, start, initial)
             for start in jax.random.split(for_starts, self.restarts)
@@ -270,7 +270,7 @@ class VariationalInference(AbstractMethod):
         parameters = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], count, axis=1), stacked)
         shape = (self.restarts, count)
         dtype = jax.tree.leaves(parameters)[0].dtype
-        score = self._look(model, data, parameters, settings, order, for_steps)
+        score = self._look(model, data, parameters, settings, held_out, for_steps)
         optimizer, rate = self._transformation
         return Training(
             parameters,
@@ -285,26 +285,27 @@ class VariationalInference(AbstractMethod):
             jnp.zeros((*shape, _FALLS + 1), int),
             jnp.zeros(shape, int),
             stacked,
-            order,
+            held_out,
             jnp.asarray(0),
             for_steps,
         )
 
-    def _look(self, model, data, parameters, settings, order, key):
+    def _look(self, model, data, parameters, settings, held_out, key):
         keys = jnp.broadcast_to(jax.random.fold_in(key, 0), (self.restarts,))
-        function = self._score(model, data, order[: model.held_out(data)])
+        function = self._score(model, data, held_out)
         scores = self._of_fits(function, parameters, settings, keys)
         return jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
 
     def step(self, model, data, state):
         settings = model.variational_settings(data)
-        trained = state.order[model.held_out(data) :]
-        batch = min(self.batch_size, trained.size)
+        held_out = state.held_out
+        count = model.rows_of(data) - held_out.size
+        batch = min(self.batch_size, count)
         keys = jax.random.split(jax.random.fold_in(state.key, state.count + 1), self.restarts)
 
         def one(fit, setting, key):
             for_rows, for_values, for_latents = jax.random.split(key, 3)
-            rows = trained[jax.random.randint(for_rows, (batch,), 0, trained.size)]
+            rows = _others(held_out, jax.random.randint(for_rows, (batch,), 0, count))
             values = model.variational_rows(data, rows, setting, for_values)
             return self._moved(model, data, fit, setting, values, for_latents)
 
@@ -329,7 +330,7 @@ class VariationalInference(AbstractMethod):
         )
 
         def look(state):
-            scores = self._look(model, data, state.average, settings, state.order, state.key)
+            scores = self._look(model, data, state.average, settings, held_out, state.key)
             return self._judged(state, scores)
 
         state = jax.lax.cond(state.count % _EVERY == 0, look, lambda state: state, state)
@@ -403,15 +404,16 @@ class VariationalInference(AbstractMethod):
         (best, scores, rate, path, restart), _ = jax.vmap(best_of, in_axes=1)(
             (state.best, state.score, state.rate, state.best_path, restarts), state.score
         )
-        held_out = state.order[: model.held_out(data)]
         approximation, chosen, diagnosed = model.variational_finish(
-            data, best, settings, held_out, jax.random.fold_in(state.key, 0)
+            data, best, settings, state.held_out, jax.random.fold_in(state.key, 0)
         )
         if scores.shape[0] > 1:
             setting, kept = jax.tree.map(lambda leaf: leaf[chosen], (settings, best))
             begun = jax.tree.map(lambda leaf: leaf[restart[chosen]], state.start)
             again = self._again(model, data, setting, begun, kept, path[chosen], state)
-            approximation = model.variational_refitted(data, approximation, again, setting)
+            approximation, diagnosed = model.variational_refitted(
+                data, approximation, again, setting
+            )
         # Of settings that could not be fitted, what is kept may say so by infinities.
         known = [~jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(approximation)]
         finite = jnp.all(jnp.stack([*known, jnp.isfinite(scores[chosen])]))
@@ -434,7 +436,8 @@ class VariationalInference(AbstractMethod):
         optimizer, largest = self._transformation
         count = model.rows_of(data)
         # As many passes over the rows.
-        ends = jnp.cumsum(path) * count // (count - model.held_out(data))
+        share = count / (count - state.held_out.size)
+        ends = jnp.floor(jnp.cumsum(path) * share).astype(int)
         batch = min(self.batch_size, count)
         key = jax.random.fold_in(state.key, _AGAIN)
 
@@ -452,7 +455,8 @@ class VariationalInference(AbstractMethod):
 
         begun = start, optimizer.init(start), start
         _, _, again = jax.lax.fori_loop(0, ends[-1], step, begun)
-        score = self._score(model, data, state.order[:_COMPARED])
+        compared = _one_of_each_part(key, count, min(count, _COMPARED))
+        score = self._score(model, data, compared)
         ours, theirs = (
             score(each, setting, jax.random.fold_in(key, _AGAIN)) for each in (again, best)
         )
@@ -496,6 +500,18 @@ def _name_of(function):
     if isinstance(function, UserFunction):
         return function.name
     return f"{function.__module__}.{function.__qualname__}"
+
+
+def _one_of_each_part(key, count, parts):
+    """One row at random of each of as many parts of ``count`` rows, all of about one size."""
+    edges = np.arange(parts + 1, dtype=np.int64) * count // parts
+    return jax.random.randint(key, (parts,), edges[:-1], edges[1:])
+
+
+def _others(rows, places):
+    """Those that have these places when ``rows``, which are in order, are left out."""
+    before = rows - jnp.arange(rows.size)
+    return places + jnp.searchsorted(before, places, side="right")
 
 
 def _where(chosen, new, old):

@@ -361,7 +361,10 @@ class SupportsVariational(AbstractModel):
 
     @abc.abstractmethod
     def variational_refitted(self, data, approximation, parameters, setting):
-        """The posterior of the best setting with parameters that all rows were trained on."""
+        """The posterior of the best setting with parameters that all rows were trained on.
+
+        And diagnostics for ``caveats``, of these parameters.
+        """
 
 
 class SupportsMCMC(AbstractModel):

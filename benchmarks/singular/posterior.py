@@ -31,7 +31,7 @@ METHODS = (
 
 
 def run(options: Options) -> Report:
-    seeds = options.count(3, 20)
+    seeds = options.count(3, 10)
     report = Report(
         TITLE, settings={"data sets": seeds, "rows": ROWS, "noise": NOISE, "level": LEVEL}
     )

@@ -20,7 +20,7 @@ from bayeskit.models.singular import deep
 
 SITE = "last_layer"
 _BLOCK = 1024  # rows
-_DRAWS = 8  # of the noise and the latents of every row
+_DRAWS = 8192  # of the noise and the latents at least, over all rows
 
 
 @storable
@@ -104,7 +104,7 @@ def _encoded_gram(model, data, networks):
     """Expected sum of products of features: of perturbed rows' latents, by the encoder."""
     _, encoder = deep.unpacked(model, data, networks)
     size = min(data.num_rows, _BLOCK)
-    number = -(-data.num_rows // size)
+    number, draws = -(-data.num_rows // size), -(-_DRAWS // data.num_rows)
     indices = jnp.arange(number * size).reshape(number, size)
 
     def block(total, rows):
@@ -115,9 +115,9 @@ def _encoded_gram(model, data, networks):
             mean, log_deviation = deep.encode(model, data, encoder, values)
             white = jax.random.normal(for_latents, mean.shape, mean.dtype)
             features = before(model, data, networks, mean + jnp.exp(log_deviation) * white)
-            return gram_of(features, (rows < data.num_rows) / float(_DRAWS))
+            return gram_of(features, (rows < data.num_rows) / float(draws))
 
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), rows[0]), _DRAWS)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), rows[0]), draws)
         return total + jnp.sum(jax.lax.map(one, keys), axis=0), None
 
     width = model.decoder[0] + 1

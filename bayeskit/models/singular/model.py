@@ -579,7 +579,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """The levels that were tried stay as they were."""
         found = self._trained(data, parameters, setting)
         layer = last_layer.by_encoder(self, data, found)
-        return dataclasses.replace(approximation, networks=found, last_layer=layer)
+        kept = dataclasses.replace(approximation, networks=found, last_layer=layer)
+        return kept, Doubts(deep.is_shrunken(data, found))
 
     def _trained(self, data, parameters, level):
         noise = deep.noise_variance_of(data, parameters, level)

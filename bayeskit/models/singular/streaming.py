@@ -14,6 +14,7 @@ from bayeskit.validation import is_numeric
 _LARGE = 2**30  # bytes of an array that is not copied to the device
 _BLOCK_NUMBERS = 2**22
 _LOOKED_AT = 10_000  # rows
+_SCATTERED = 16  # rows that are read at a time
 
 
 class Summary(NamedTuple):
@@ -50,7 +51,7 @@ class StreamedRows:
 
         def read(rows):
             rows = np.asarray(rows)
-            values = _taken(self.table, rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
+            values = _chosen(self.table, rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
             values = ((values - self.center) / self.unit).astype(dtype)
             # Callbacks have a thread of their own, in which doubles may not exist: bits do.
             return values[..., None].view(np.uint32)
@@ -122,7 +123,13 @@ def looked_at(table):
     """Rows (m, D) at equal distances, for what is not looked for in all of them."""
     step = -(-len(table) // _LOOKED_AT)
     chosen = np.arange(0, len(table), step)
-    return _taken(table, chosen).reshape(len(chosen), -1)
+    return _chosen(table, chosen).reshape(len(chosen), -1)
+
+
+def _chosen(table, rows):
+    """Rows, by an array of their numbers; few at a time, since a file's come with many others."""
+    parts = np.array_split(rows, max(1, -(-len(rows) // _SCATTERED)))
+    return np.concatenate([_taken(table, part) for part in parts])
 
 
 def _taken(table, rows):
