@@ -10,9 +10,11 @@ a ``RangeIndex`` as integers.
 
 import dataclasses
 import datetime
+import hashlib
 import inspect
 import json
 import mmap
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,8 @@ _CLASSES: dict[str, Any] = {}
 _LITERALS = (type(None), bool, int, float, str)
 # Booleans, numbers, dates and strings.
 _KINDS = "biufcMmU"
+# Of mapped files, which are known by parts of them.
+_MARKS, _MARK_BYTES = 256, 4096
 _NUMPYRO = {
     "distributions": (dist, dist.Distribution),
     "transforms": (transforms, transforms.Transform),
@@ -217,22 +221,43 @@ def _decode_array(content, arrays):
 
 def _place_of(array, where):
     """Where a mapped array is, instead of its numbers, which may be more than fit in memory."""
-    if not isinstance(array.base, mmap.mmap) or not array.flags.forc:
+    whole: Any = array
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    of_file = isinstance(whole, np.memmap) and isinstance(whole.base, mmap.mmap)
+    if not of_file or array.filename is None or not array.flags.forc:
         raise TypeError(
-            f"{where} cannot be stored: it is part of a mapped file; map the whole file, or make "
-            "it an array, numpy.array(…)"
+            f"{where} cannot be stored: it is mapped memory that is no contiguous part of a file; "
+            "make it an array, numpy.array(…)"
         )
-    place = {"path": str(Path(array.filename).resolve()), "offset": int(array.offset)}
+    path = str(Path(array.filename).resolve())
+    offset = whole.offset + array.ctypes.data - whole.ctypes.data
     order = "C" if array.flags.c_contiguous else "F"
-    return {**place, "dtype": array.dtype.str, "shape": list(array.shape), "order": order}
+    place = {"path": path, "offset": int(offset), "dtype": array.dtype.str, "order": order}
+    return {**place, "shape": list(array.shape), "digest": _digest_of(path)}
+
+
+def _digest_of(path):
+    """SHA-256 of a file's size and of blocks at equal distances: files may be too large for all."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for place in np.linspace(0, max(size - _MARK_BYTES, 0), _MARKS).astype(int):
+            file.seek(place)
+            digest.update(file.read(_MARK_BYTES))
+    return digest.hexdigest()
 
 
 def _map_file(content):
     path, shape = content["path"], tuple(content["shape"])
     try:
-        return np.memmap(path, content["dtype"], "r", content["offset"], shape, content["order"])
+        digest = _digest_of(path)
+        found = np.memmap(path, content["dtype"], "r", content["offset"], shape, content["order"])
     except (OSError, ValueError) as error:
         raise ValueError(f"the data were mapped from {path!r}, which cannot be: {error}") from error
+    if digest != content["digest"]:
+        raise ValueError(f"the data were mapped from {path!r}, which has changed since")
+    return found
 
 
 def _of_datetimes(array):

@@ -17,7 +17,7 @@ import xarray as xr
 from bayeskit.codec import decode, encode, functions_in
 
 _GROUP = "bayeskit"
-_SCHEMA = 5
+_SCHEMA = 6
 
 
 def content_of(data) -> str:

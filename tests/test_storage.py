@@ -145,7 +145,7 @@ def test_files_of_another_schema_and_no_posteriors_are_refused(tmp_path, monkeyp
     monkeypatch.setattr("bayeskit.storage._SCHEMA", 1)
     save_tree(path, xr.DataTree(), {"value": 1})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has schema 1; this version reads schema 5"):
+    with pytest.raises(ValueError, match="has schema 1; this version reads schema 6"):
         load_fields(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a saved posterior, or was cut short"):

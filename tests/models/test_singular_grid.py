@@ -6,7 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from scipy.special import logsumexp, softmax
-from scipy.stats import norm, truncnorm
+from scipy.stats import invgamma, norm, truncnorm
 
 import bayeskit as bk
 from tests.models.test_singular import FEATURES, LOADINGS, OFFSET
@@ -142,12 +142,48 @@ def test_perturbed_rows_are_drawn_once_and_in_two_dimensions_too(rows):
     assert posterior.encode().mean.shape == (80, 2)
 
 
+@pytest.mark.filterwarnings("ignore::bayeskit.BayeskitWarning")
+def test_a_noise_prior_of_networks(rows):
+    concentration, rate = 200.0, 5.0
+    prior = dist.InverseGamma(concentration, rate)
+    settings = {"decoder": (WIDTH, 1), "perturbation": 0.0, "noise_prior": prior}
+    method = EM(max_iterations=150, tolerance=0.0)
+    posterior = bk.infer(SingularDistribution(1, **settings), rows, method)
+    assert np.diff(posterior.convergence.objective).min() > -1e-10
+    noise = posterior.mean["noise_variance"]
+    nodes, joint = dense(posterior, rows)
+    log_prior = invgamma.logpdf(noise, concentration, scale=rate) + np.log(noise)
+    density = logsumexp(joint, axis=1).sum() + log_prior
+    assert posterior.log_evidence == pytest.approx(density, rel=1e-10)
+    # A fixed point of the update: sums of squares and twice the rate, by their weights.
+    distances = ((rows[:, None] - decoded_by(posterior, nodes[:, None])) ** 2).sum(axis=2)
+    squares = (softmax(joint, axis=1) * distances).sum()
+    expected = (squares + 2 * rate) / (rows.size + 2 * concentration)
+    assert noise == pytest.approx(expected, rel=1e-3)
+    assert noise > 1.5 * squares / rows.size
+
+
+@pytest.mark.parametrize(
+    ("latents", "method"),
+    [
+        (3, EM(max_iterations=30)),
+        (1, bk.inference.VariationalInference(max_iterations=1500, tolerance=0.0, num_particles=3)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::bayeskit.BayeskitWarning")
+def test_a_strong_noise_prior_decides(latents, method):
+    rows = bk.datasets.shape(0, "circle", rows=80, features=4, noise=NOISE).observations
+    prior = dist.InverseGamma(1e7, 1e7 * 0.2**2)
+    model = SingularDistribution(latents, decoder=(8, 1), perturbation=0.0, noise_prior=prior)
+    posterior = bk.infer(model, rows, method, key=0)
+    assert posterior.noise_scale == pytest.approx(0.2, rel=0.02)
+
+
 def test_what_is_no_fixed_function_is_told(rows):
     for arguments, message in (
         ({}, "for one perturbation, such as perturbation=0.1, got 'auto'"),
         ({"perturbation": (0.1, 0.2)}, r"got \(0.1, 0.2\)"),
         ({"perturbation": 0.1}, "state fresh=False"),
-        ({"perturbation": 0.0, "noise_prior": dist.InverseGamma(3.0, 1.0)}, "must be None, got"),
     ):
         with pytest.raises(ValueError, match=message):
             bk.infer(SingularDistribution(**{"latent_dim": 1, **arguments}), rows, EM())

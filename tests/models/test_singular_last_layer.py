@@ -1,8 +1,10 @@
 """The last layer of a decoder beside dense regressions, and networks as functions of NumPyro's."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
@@ -76,6 +78,23 @@ def test_given_latents_it_is_the_dense_regression(trained, circle):
     assert tree["posterior"]["last_layer"].shape == (1, 4, FEATURES, WIDTH + 1)
     assert "last_layer" not in posterior.plugged_in
     assert "decoder_weights" in posterior.plugged_in
+
+    # Other rows are decoded with it too: the mean over draws of the encoder's and their layers.
+    with double_precision():
+        encoded = trained.encode(circle.observations[:3])
+    white = np.random.default_rng(0).normal(size=(100_000, 2))
+    layer = posterior.mean["last_layer"]
+    for row, mean, deviation in zip(
+        posterior.predict(circle.observations[:3]).mean,
+        encoded.mean,
+        np.sqrt(encoded.variance),
+        strict=True,
+    ):
+        features, _ = hidden(trained, mean + deviation * white)
+        expected = center + unit * features.mean(axis=0) @ layer.T
+        # Both are means over draws: 1024 of the result's.
+        spread = unit * np.std(features @ layer.T, axis=0) / np.sqrt(1024)
+        assert (np.abs(row - expected) < 5 * spread).all()
 
 
 def test_trained_weights_are_what_the_regression_finds(trained, circle):
@@ -186,7 +205,8 @@ def test_levels_that_were_not_chosen_are_kept(circle):
 def test_the_bound_is_that_of_numpyro(circle, objective):
     particles, repetitions = 5, 200
     rows = circle.observations[:60]
-    model = SingularDistribution(2, decoder=(WIDTH, 1), perturbation=0.2)
+    prior = dist.InverseGamma(30.0, 5.0)
+    model = SingularDistribution(2, decoder=(WIDTH, 1), perturbation=0.2, noise_prior=prior)
     with double_precision():
         joint, guide = model.to_numpyro(rows, batch_size=60, key=3)
         loss = (
@@ -230,3 +250,19 @@ def test_functions_of_numpyro_are_of_one_level(circle):
         SingularDistribution(2, decoder="linear", perturbation=0.1).to_numpyro(circle.observations)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         SingularDistribution(2, perturbation=0.1).to_numpyro(circle.observations, batch_size=0)
+
+
+def test_numpyro_goes_on_from_a_trained_model(trained, circle):
+    with double_precision():
+        pair = trained.model.to_numpyro(circle.observations)
+        svi = SVI(*pair, optax.adam(1e-3), Trace_ELBO())
+        parameters = svi.get_params(svi.init(jax.random.key(0), jax.random.key(1)))
+        flat = {
+            name: jax.flatten_util.ravel_pytree(parameters[f"{name}$params"])[0]
+            for name in ("decoder", "encoder")
+        }
+    for name, weights in flat.items():
+        np.testing.assert_allclose(weights, trained.mean[f"{name}_weights"], rtol=1e-12)
+    noise = np.exp(2 * np.asarray(parameters["log_scale"])) * trained.mean["unit"] ** 2
+    own = trained.mean["noise_variance"] - trained.perturbation**2
+    np.testing.assert_allclose(noise, own, rtol=0.05)

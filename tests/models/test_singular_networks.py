@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import bayeskit as bk
 from bayeskit.inference.checkpoint import fingerprint
-from bayeskit.inference.variational import _weights
+from bayeskit.inference.variational import _one_of_each_part, _others, _weights
 from bayeskit.precision import double_precision
 from bayeskit.testing.case import compilations
 from tests.models.test_singular import FEATURES, LATENTS, simulated
@@ -68,6 +70,18 @@ def test_linear_networks_find_the_closed_form(affine, rows):
     assert posterior.noise_scale == pytest.approx(closed.noise_scale, rel=0.02)
     assert posterior.perturbation == pytest.approx(closed.perturbation, rel=1e-12)
     assert posterior.noise_scale > posterior.perturbation
+
+
+@given(st.integers(1, 300), st.data(), st.integers(0, 2**30))
+@settings(max_examples=25, deadline=None)
+def test_rows_are_held_out_of_all_parts_and_all_others_are_trained_on(count, data, seed):
+    parts = data.draw(st.integers(1, count))
+    with jax.disable_jit():
+        held = np.asarray(_one_of_each_part(jax.random.key(seed), count, parts))
+        others = np.asarray(_others(jnp.asarray(held), jnp.arange(count - parts)))
+    assert sorted([*held, *others]) == list(range(count))
+    edges = np.arange(parts + 1) * count // parts
+    assert ((edges[:-1] <= held) & (held < edges[1:])).all()
 
 
 def test_the_level_that_is_chosen_is_trained_on_all_rows():

@@ -1,5 +1,8 @@
 """Rows that stay in a file, or in the host's memory, beside the same rows on the device."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -57,8 +60,13 @@ def test_a_mapped_file_gives_the_fit_of_the_same_rows_in_memory(rows, mapped, tm
     again = bk.load(tmp_path / "fit.nc")
     # Sums of columns are rounded differently where memory is aligned differently.
     np.testing.assert_allclose(again.mean["latents"], streamed.mean["latents"], rtol=0, atol=1e-10)
+    changed = np.load(tmp_path / "rows.npy", mmap_mode="r+")
+    changed[0] += 1.0
+    changed.flush()
+    with pytest.raises(ValueError, match=r"mapped from '.*rows\.npy', which has changed since"):
+        bk.load(tmp_path / "fit.nc")
     (tmp_path / "rows.npy").unlink()
-    with pytest.raises(ValueError, match=r"mapped from '.*rows\.npy'"):
+    with pytest.raises(ValueError, match=r"mapped from '.*rows\.npy', which cannot be"):
         bk.load(tmp_path / "fit.nc")
 
 
@@ -142,11 +150,35 @@ def test_what_no_file_holds_is_not_streamed(rows, mapped, tmp_path):
     np.testing.assert_array_equal(private, 2.0 * rows + 1.0)
 
 
-def test_a_part_of_a_file_is_fitted_but_not_stored(mapped, tmp_path):
+def test_parts_of_a_file_are_stored_where_they_are_contiguous(rows, mapped, tmp_path):
     posterior = bk.infer(MODEL, mapped[50:], BRIEF, key=0)
     assert posterior.mean["latents"].shape == (100, 1)
-    with pytest.raises(TypeError, match="part of a mapped file"):
-        posterior.save(tmp_path / "fit.nc")
+    posterior.save(tmp_path / "fit.nc")
+    np.testing.assert_array_equal(bk.load(tmp_path / "fit.nc").data, rows[50:])
+    every_other = bk.infer(MODEL, mapped[::2], BRIEF, key=0)
+    with pytest.raises(TypeError, match="no contiguous part of a file"):
+        every_other.save(tmp_path / "fit.nc")
+
+
+def test_programs_do_not_hold_tables(mapped):
+    path = mapped.filename
+    table = np.load(path, mmap_mode="r")
+    bk.infer(MODEL, table, BRIEF, key=0)
+    alive, known = weakref.ref(table), len(streaming._sources)
+    del table
+    gc.collect()
+    assert alive() is None
+    assert len(streaming._sources) == known - 1
+
+
+def test_links_are_the_files_that_they_point_to(mapped, tmp_path):
+    (tmp_path / "link.npy").symlink_to(mapped.filename)
+    linked = np.load(tmp_path / "link.npy", mmap_mode="r")
+    found = [
+        bk.infer(MODEL, table, BRIEF, key=0, checkpoint=tmp_path / "checkpoint")
+        for table in (mapped, linked)
+    ]
+    np.testing.assert_array_equal(found[0].mean["latents"], found[1].mean["latents"])
 
 
 def _with(rows, row, column, value):

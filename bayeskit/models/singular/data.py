@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.scipy.special import gammaln
 
 from bayeskit.errors import ConditioningWarning
-from bayeskit.linalg.sharding import mesh_of_rows, spread
+from bayeskit.linalg.sharding import mesh_of_rows, shard_with, spread
 from bayeskit.models import tables
 from bayeskit.models.priors import inverse_gamma
 from bayeskit.models.singular import deep, images, last_layer, streaming, support
 from bayeskit.models.singular.linear import LinearDecoder
-from bayeskit.results import Labels
+from bayeskit.results import Labels, map_in_blocks
 from bayeskit.validation import coordinates_along, dimension_name
 
 _OBSERVED = "x"
@@ -24,6 +25,7 @@ _OF_CONSTANTS = "they make the noise look smaller; leave them out"
 _EQUAL_ROWS = "data has equal rows only, to rounding: there is no distribution to learn"
 _SEEN = 0.01  # of the unit: networks do not see ties that are closer
 _ENCODER = "encoder_weights"
+_STREAMED_BLOCK = 4096  # rows that are read at a time
 LINEAR_SITES = ("loadings", "offset", "noise_variance")
 NETWORK_SITES = (
     "decoder_weights",
@@ -93,6 +95,31 @@ class SingularTable(eqx.Module):
         if isinstance(self.values, streaming.StreamedRows):
             return self.values[jnp.arange(self.num_rows)]
         return self.values[..., : self.num_rows, :]
+
+    def map_rows(self, function):
+        """A function of rows (m, D), of all rows; in blocks where they are not in memory."""
+        if not isinstance(self.values, streaming.StreamedRows):
+            return function(self.all_rows)
+
+        def one(row):
+            return jax.tree.map(lambda leaf: leaf[0], function(self.values[row[None]]))
+
+        return map_in_blocks(one, jnp.arange(self.num_rows), _STREAMED_BLOCK)
+
+    def batch_of(self, rows):
+        """Rows (m, D) by their numbers; spread over devices where the table is."""
+        values = self.values[rows]
+        if isinstance(self.values, streaming.StreamedRows):
+            return values
+        return shard_with(values, self.values, 0)
+
+    def log_noise_prior(self, log_precision, precision):
+        """Log prior density of the logarithm of the noise variance; zero where flat or known."""
+        if not (self.noise_learned and self.proper):
+            return jnp.zeros((), precision.dtype)
+        concentration, rate = self.noise_prior
+        constant = concentration * jnp.log(rate) - gammaln(concentration)
+        return constant + concentration * log_precision - rate * precision
 
     @property
     def perturbation(self):

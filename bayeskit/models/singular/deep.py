@@ -20,7 +20,6 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 
 from bayeskit.codec import storable
-from bayeskit.models.priors import describe
 from bayeskit.models.singular.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 
 CONVOLUTIONAL = "convolutional"
@@ -139,11 +138,6 @@ def check_fixed(model):
             "EM of networks perturbs rows once for all: state fresh=False; fresh noise is for "
             "VariationalInference()"
         )
-    if model.noise_prior is not None:
-        raise ValueError(
-            "EM of networks maximises the likelihood: noise_prior must be None, got "
-            f"{describe(model.noise_prior)}"
-        )
 
 
 def perturbed_once(model, data):
@@ -191,10 +185,20 @@ def perturbed(data, key, values, level):
 
 
 def noise_variance_from(data, misfit):
-    """σ² of one level that is the nearest to a mean squared residual, where it is learned."""
-    own = misfit - data.perturbation**2
-    own = jnp.maximum(own, FLOOR**2) if data.noise_learned else data.noise_variance
-    return data.perturbation**2 + own
+    """σ² of one level that maximises likelihood and prior at a mean squared residual.
+
+    Of the logarithm of σ², whose density rises up to that and falls from there on.
+    """
+    if not data.noise_learned:
+        return data.perturbation**2 + data.noise_variance
+    concentration, rate = data.noise_prior
+    best = (data.count * misfit + 2.0 * rate) / (data.count + 2.0 * concentration)
+    return jnp.maximum(best, data.perturbation**2 + FLOOR**2)
+
+
+def log_noise_prior(data, noise_variance):
+    """See :meth:`SingularTable.log_noise_prior`, of a known noise."""
+    return data.log_noise_prior(-jnp.log(noise_variance), 1.0 / noise_variance)
 
 
 def is_shrunken(data, networks):

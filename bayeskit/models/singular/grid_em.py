@@ -55,8 +55,9 @@ def _log_joint(model, data, parameters):
     return grid.log_joint(decoded, parameters.noise_variance, parameters.rows)
 
 
-def _total(data, joint):
-    return jnp.sum(logsumexp(joint, axis=1)) - data.log_unit
+def _total(data, parameters, joint):
+    rows = jnp.sum(logsumexp(joint, axis=1)) - data.log_unit
+    return rows + deep.log_noise_prior(data, parameters.noise_variance)
 
 
 def step(model, data, parameters):
@@ -73,7 +74,7 @@ def step(model, data, parameters):
 
     decoder = deep.lessened(misfit, parameters.decoder)
     noise = deep.noise_variance_from(data, misfit(decoder))
-    return GridParameters(decoder, noise, rows), _total(data, joint)
+    return GridParameters(decoder, noise, rows), _total(data, parameters, joint)
 
 
 def change(model, data, new, old):
@@ -84,8 +85,8 @@ def change(model, data, new, old):
 
 
 def objective(model, data, parameters):
-    """Log likelihood of the perturbed rows."""
-    return _total(data, _log_joint(model, data, parameters))
+    """Log likelihood of the perturbed rows, and the log prior density of the noise."""
+    return _total(data, parameters, _log_joint(model, data, parameters))
 
 
 def finish(model, data, parameters):
@@ -100,6 +101,6 @@ def finish(model, data, parameters):
         layer = last_layer.around_trained(model, data, networks, gram)
     return (
         GridLatents(networks, layer),
-        _total(data, joint),
+        _total(data, parameters, joint),
         Doubts(deep.is_shrunken(data, networks)),
     )

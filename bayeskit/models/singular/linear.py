@@ -13,7 +13,6 @@ then over that too.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 
 from bayeskit.codec import storable
 from bayeskit.linalg import safe
@@ -244,15 +243,6 @@ def renewed(data, found) -> LinearDecoder:
     misfit = jnp.sum(found.squares) - jnp.sum(mean * found.cross)
     noise = (misfit + 2 * rate) / (jnp.sum(found.counts) + 2 * concentration)
     return LinearDecoder(mean[:, :-1], mean[:, -1], fixed_or(data, noise))
-
-
-def log_noise_prior(data, log_precision, precision):
-    """Log prior density of the logarithm of the noise variance; zero where it is flat or known."""
-    if not (data.noise_learned and data.proper):
-        return jnp.zeros((), precision.dtype)
-    concentration, rate = data.noise_prior
-    constant = concentration * jnp.log(rate) - gammaln(concentration)
-    return constant + concentration * log_precision - rate * precision
 
 
 def principal_axes(loadings):

@@ -77,7 +77,7 @@ def objective(model, data, decoder):
 
 def _objective(data, affine, latents):
     rows = linear.log_densities(affine, latents, data.values, data.observed, data.perturbation)
-    prior = linear.log_noise_prior(data, affine.log_precision, affine.precision)
+    prior = data.log_noise_prior(affine.log_precision, affine.precision)
     return jnp.sum(rows) - data.log_unit + prior
 
 

@@ -125,7 +125,7 @@ def _noise_gain(data, messages, decoder):
         return jnp.zeros((), messages.mean.dtype)
     concentration = messages.noise_concentration
     entropy = gammaln(concentration) + concentration - concentration * digamma(concentration)
-    return entropy + linear.log_noise_prior(data, decoder.log_precision, decoder.precision)
+    return entropy + data.log_noise_prior(decoder.log_precision, decoder.precision)
 
 
 def rotated(messages) -> DecoderMessages:

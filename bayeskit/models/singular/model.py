@@ -19,7 +19,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from bayeskit.linalg.sharding import shard_with
 from bayeskit.models import tables
 from bayeskit.models.base import (
     Prepared,
@@ -51,7 +50,6 @@ from bayeskit.models.singular.network_latents import EncodedLatents
 from bayeskit.models.singular.numpyro_functions import model_and_guide
 from bayeskit.models.singular.posterior import SingularDistributionPosterior
 from bayeskit.models.singular.sampled_latents import KnownLatents, log_given_latents
-from bayeskit.models.singular.streaming import StreamedRows
 from bayeskit.precision import as_key, double_precision
 from bayeskit.validation import check_integer, check_positive
 
@@ -447,6 +445,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """The model of networks and their encoder as functions for NumPyro's ``SVI``.
 
         For training loops, optimizers or bounds of your own; :func:`bayeskit.infer` has its own.
+        Networks of a trained model go on from there.
 
         Parameters
         ----------
@@ -467,7 +466,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         Raises
         ------
         ValueError
-            If the decoder is linear, or several perturbations are to be compared.
+            If the decoder is linear, several perturbations are to be compared, or rows are too few.
 
         Examples
         --------
@@ -489,8 +488,10 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         check_integer("batch_size", batch_size, 1)
         with double_precision():
             prepared = self.prepare(data)
+            self.check_variational_data(prepared.data)
+            trained = preparation.is_trained(self)
             key = as_key(key, "weights start at random")
-            return model_and_guide(prepared.model, prepared.data, batch_size, key)
+            return model_and_guide(prepared.model, prepared.data, data, batch_size, key, trained)
 
     def check_variational(self, method):
         """Networks are trained by likelihood alone."""
@@ -498,11 +499,6 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             raise ValueError(
                 "VariationalInference on SingularDistribution trains networks; decoder='linear' "
                 "has closed forms: EM() or MessagePassing()"
-            )
-        if self.noise_prior is not None:
-            raise ValueError(
-                "VariationalInference on SingularDistribution maximises the likelihood: "
-                f"noise_prior must be None, got {describe(self.noise_prior)}"
             )
 
     def check_variational_data(self, data):
@@ -538,9 +534,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
 
     def variational_rows(self, data, rows, setting, key):
         """Rows with noise: of the batch's key, or of keys of their own."""
-        values = data.values[rows]
-        if not isinstance(data.values, StreamedRows):
-            values = shard_with(values, data.values, 0)  # a batch's rows over all devices
+        values = data.batch_of(rows)
         if self.fresh:
             return deep.perturbed(data, key, values, setting)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
@@ -551,9 +545,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         return deep.encode(self, data, parameters.encoder, values)
 
     def variational_joint(self, data, parameters, setting, values, latents):
-        """Likelihood and the standard normal prior of latents."""
+        """Likelihood, the standard normal prior of latents, and a row's share of the noise's."""
         noise = deep.noise_variance_of(data, parameters, setting)
-        return deep.log_joint(self, data, parameters.decoder, noise, values, latents)
+        prior = deep.log_noise_prior(data, noise)
+        joint = deep.log_joint(self, data, parameters.decoder, noise, values, latents)
+        return joint + prior / data.num_rows
 
     def variational_finish(self, data, parameters, settings, held_out, key):
         """Of several levels the smallest whose held-out density is the best but for its error."""

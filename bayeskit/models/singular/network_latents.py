@@ -10,11 +10,9 @@ from jax.scipy.special import logsumexp
 
 from bayeskit.models.singular import deep, grid, last_layer
 from bayeskit.models.singular.decoding import PARTICLES, ROW_BLOCK, Decoding
-from bayeskit.models.singular.streaming import StreamedRows
 from bayeskit.results import map_in_blocks
 
 _MOMENT_DRAWS = 1024
-_STREAMED_BLOCK = 4096  # rows that are read at a time
 
 
 class _Trained(Decoding):
@@ -117,7 +115,7 @@ class EncodedLatents(_Trained):
             mean, log_deviation = deep.encode(model, data, encoder, values)
             return mean, jnp.exp(2.0 * log_deviation)
 
-        return _of_all(of_rows, data) if rows is None else of_rows(rows[0])
+        return data.map_rows(of_rows) if rows is None else of_rows(rows[0])
 
     def drawn(self, key, model, data, rows):
         mean, variance = self.encoded(model, data, rows)
@@ -140,43 +138,31 @@ class EncodedLatents(_Trained):
             variance = variance + self.own_noise(data)
         return data.center + data.unit * mean, data.unit**2 * variance
 
-    def _weights(self, model, data, key, row, particles):
-        """Log importance weights (particles,) of one row."""
+    def _density(self, model, data, key, row, particles):
+        """Log density of one row, and its log importance weights (particles,)."""
         noise = self.networks.noise_variance
-        found = deep.log_weights(model, data, self.networks, noise, row[None], key, particles)
-        return found[:, 0]
+        found = deep.log_weights(model, data, self.networks, noise, row[None], key, particles)[:, 0]
+        return logsumexp(found) - jnp.log(float(particles)), found
 
     def row_densities(self, model, data, values, observed, particles):
         keys = jax.random.split(jax.random.key(0), values.shape[0])
-        weights = map_in_blocks(
-            lambda item: self._weights(model, data, item[0], item[1], particles),
-            (keys, values),
-            ROW_BLOCK,
-        )
-        return logsumexp(weights, axis=1) - jnp.log(float(particles)), weights
+
+        def one(item):
+            key, row = item
+            return self._density(model, data, key, row, particles)
+
+        return map_in_blocks(one, (keys, values), ROW_BLOCK)
 
     def log_predictive(self, model, data):
         # As of ``row_densities``, whose weights of all rows together may be many.
         def one(item):
             key, row = item
-            weights = self._weights(model, data, key, data.values[row], PARTICLES)
-            return logsumexp(weights) - jnp.log(float(PARTICLES))
+            return self._density(model, data, key, data.values[row], PARTICLES)[0]
 
         keys = jax.random.split(jax.random.key(0), data.num_rows)
         density = map_in_blocks(one, (keys, jnp.arange(data.num_rows)), ROW_BLOCK)
         density = density - data.center.shape[0] * jnp.log(data.unit)
         return density, density
-
-
-def _of_all(function, data):
-    """A function of rows (m, D), of all rows; in blocks where they are not in memory."""
-    if not isinstance(data.values, StreamedRows):
-        return function(data.all_rows)
-
-    def one(row):
-        return jax.tree.map(lambda leaf: leaf[0], function(data.values[row[None]]))
-
-    return map_in_blocks(one, jnp.arange(data.num_rows), _STREAMED_BLOCK)
 
 
 def encoded_latents(networks, layer=None) -> EncodedLatents:

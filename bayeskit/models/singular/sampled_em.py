@@ -67,8 +67,16 @@ def _likelihood(model, data, parameters, latents):
 def _bounds(model, data, parameters, seed=_OWN):
     """What every row (n,) adds to the objective."""
     latents, ratios = _drawn(model, data, parameters.encoder, parameters.rows, seed)
-    weights = ratios + _likelihood(model, data, parameters, latents)
+    return _averaged(ratios + _likelihood(model, data, parameters, latents))
+
+
+def _averaged(weights):
     return logsumexp(weights, axis=0) - jnp.log(float(_PARTICLES))
+
+
+def _total(data, parameters, bounds):
+    prior = deep.log_noise_prior(data, parameters.noise_variance)
+    return jnp.sum(bounds) - data.log_unit + prior
 
 
 def step(model, data, parameters):
@@ -90,8 +98,7 @@ def step(model, data, parameters):
         return -jnp.mean(_bounds(model, data, moved._replace(encoder=encoder)))
 
     encoder = deep.lessened(lost, parameters.encoder)
-    each = logsumexp(weights, axis=0) - jnp.log(float(_PARTICLES))
-    return moved._replace(encoder=encoder), jnp.sum(each) - data.log_unit
+    return moved._replace(encoder=encoder), _total(data, parameters, _averaged(weights))
 
 
 def change(model, data, new, old):
@@ -104,8 +111,8 @@ def change(model, data, new, old):
 
 
 def objective(model, data, parameters):
-    """The bound of the perturbed rows at the numbers of all steps."""
-    return jnp.sum(_bounds(model, data, parameters)) - data.log_unit
+    """The bound of the perturbed rows at the numbers of all steps, and the noise's prior."""
+    return _total(data, parameters, _bounds(model, data, parameters))
 
 
 def finish(model, data, parameters):

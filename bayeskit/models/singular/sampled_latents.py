@@ -1,12 +1,13 @@
 """Latents as chains draw them, given the decoder of an earlier fit."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bayeskit.models.singular.earlier import given, given_networks
-from bayeskit.models.singular.last_layer import SITE, before
+from bayeskit.models.singular.last_layer import SITE, before, replaced
 from bayeskit.models.singular.network_latents import as_data
 from bayeskit.models.tables import log_units
 from bayeskit.results import AbstractApproximation
@@ -40,7 +41,7 @@ class KnownLatents(AbstractApproximation):
     def predict(self, inputs, include_noise, model, data):
         source, view = given(model, data)
         if inputs is not None:
-            return source.predict(inputs, include_noise, model, view)
+            return self._decoder(source).predict(inputs, include_noise, model, view)
         variance = source.own_noise(view) if include_noise else 0.0
         if self.last_layer is None:
             rows = source.decoded(model, view, self.positions)
@@ -50,6 +51,13 @@ class KnownLatents(AbstractApproximation):
             rows = features @ self.last_layer.mean.T.astype(features.dtype)
             variance = variance + self.last_layer.variance_at(features)[:, None]
         return view.center + view.unit * rows, jnp.broadcast_to(view.unit**2 * variance, rows.shape)
+
+    def _decoder(self, source):
+        """The earlier fit's, with what this draw knows of the last layer."""
+        if self.last_layer is None:
+            return source
+        networks = replaced(source.networks, self.last_layer.mean)
+        return dataclasses.replace(source, networks=networks, last_layer=self.last_layer)
 
     def log_predictive(self, model, data):
         _, view = given(model, data)

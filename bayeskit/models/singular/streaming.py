@@ -2,6 +2,8 @@
 
 import math
 import mmap
+import weakref
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,27 +34,52 @@ class Summary(NamedTuple):
     largest: Any
 
 
+class _Source(NamedTuple):
+    table: Any
+    center: Any
+    unit: Any
+
+
+# By identity, and only while somebody else holds the table: compiled programs do not.
+_sources: dict[int, _Source] = {}
+
+
 @jax.tree_util.register_static
 class StreamedRows:
     """Standardised rows (n, D) of a table, read whenever they are indexed by an array.
 
-    Also inside a compiled program, which calls back to the host. Nothing is kept in memory.
+    Also inside a compiled program, which calls back to the host. Nothing is kept in memory, nor is
+    the table: whoever has asked for its rows holds it.
     """
 
     def __init__(self, table, center, unit, dtype):
-        self.table, self.center, self.unit, self.dtype = table, center, unit, np.dtype(dtype)
+        self.dtype = np.dtype(dtype)
+        self.shape = (len(table), math.prod(table.shape[1:]))
+        file = getattr(table, "filename", None)
+        file = None if file is None else str(Path(file).resolve())
+        # Checkpoints know data by this.
+        self._text = f"StreamedRows({file}, {table.dtype}, {table.shape}, {self.dtype})"
+        self._identity = id(table)
+        _sources[self._identity] = _Source(weakref.ref(table), center, unit)
+        weakref.finalize(table, _sources.pop, self._identity, None)
+
+    def __eq__(self, other):
+        return isinstance(other, StreamedRows) and self._parts == other._parts
+
+    def __hash__(self):
+        return hash(self._parts)
 
     @property
-    def shape(self):
-        return (len(self.table), math.prod(self.table.shape[1:]))
+    def _parts(self):
+        return (self._identity, self._text)
 
     def __getitem__(self, rows):
         dtype = jax.dtypes.canonicalize_dtype(self.dtype)
 
         def read(rows):
-            rows = np.asarray(rows)
-            values = _chosen(self.table, rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
-            values = ((values - self.center) / self.unit).astype(dtype)
+            source, rows = _sources[self._identity], np.asarray(rows)
+            values = _chosen(source.table(), rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
+            values = ((values - source.center) / source.unit).astype(dtype)
             # Callbacks have a thread of their own, in which doubles may not exist: bits do.
             return values[..., None].view(np.uint32)
 
@@ -63,9 +90,7 @@ class StreamedRows:
         return jax.lax.bitcast_convert_type(found if dtype.itemsize > 4 else found[..., 0], dtype)
 
     def __repr__(self):
-        # Checkpoints know data by this.
-        file = getattr(self.table, "filename", None)
-        return f"StreamedRows({file}, {self.table.dtype}, {self.table.shape}, {self.dtype})"
+        return self._text
 
 
 def is_streamed(data) -> bool:
