@@ -272,3 +272,25 @@ def test_bands_hold_whole_curves(exact):
     assert 0.9 - _STANDARD_ERRORS * np.sqrt(0.09 / 500) < inside < 0.97
     assert np.all(lower <= points)
     assert np.all(points <= upper)
+
+
+def test_latents_given_a_trained_decoder_are_calibrated():
+    generator = np.random.default_rng(0)
+    trained = {
+        "loadings": generator.normal(size=(3, 1)),
+        "offset": np.array([5.0, 0.0, -1.0]),
+        "noise_variance": np.array(0.5),
+    }
+    model = bk.models.SingularDistribution(
+        1, decoder="linear", perturbation=0.1, num_observations=12
+    ).with_estimates(trained)
+    method = bk.inference.MCMC(num_warmup=200, num_samples=600, num_chains=1)
+    result = calibrate(model, method, key=0, num_simulations=60)
+    _assert_calibrated(result)
+    assert list(result.ranks) == ["latents"]
+    assert set(result.plugged_in) == {"loadings", "offset", "noise_variance"}
+    with pytest.raises(ValueError, match=r"give a trained model, posterior\.model"):
+        calibrate(model.with_estimates(None), bk.inference.EM(), key=0)
+    unsized = bk.models.SingularDistribution(1, decoder="linear", perturbation=0.1)
+    with pytest.raises(ValueError, match="num_observations is needed"):
+        calibrate(unsized.with_estimates(trained), method, key=0)

@@ -362,7 +362,7 @@ def calibrate(
     converged = np.asarray(posterior.convergence.converged)
     plugged_in = tuple(posterior.plugged_in)
     mean, variance = posterior.mean, posterior.variance
-    ranked = _sites_to_rank(sites, mean, plugged_in)
+    ranked = _sites_to_rank(sites, [site for site in mean if site in parameters], plugged_in)
     draws = _independent_draws(posterior, draw_key, num_draws)
     # A variance that does not exist is infinite: no reason to leave a posterior out.
     usable = functools.reduce(
@@ -411,8 +411,8 @@ def calibrate(
     )
 
 
-def _sites_to_rank(sites, mean, plugged_in):
-    random_sites = [site for site in mean if site not in plugged_in]
+def _sites_to_rank(sites, known, plugged_in):
+    random_sites = [site for site in known if site not in plugged_in]
     if not random_sites:
         raise ValueError(
             f"all sites are point estimates ({', '.join(plugged_in)}): nothing can be ranked"

@@ -266,3 +266,16 @@ def test_numpyro_goes_on_from_a_trained_model(trained, circle):
     noise = np.exp(2 * np.asarray(parameters["log_scale"])) * trained.mean["unit"] ** 2
     own = trained.mean["noise_variance"] - trained.perturbation**2
     np.testing.assert_allclose(noise, own, rtol=0.05)
+
+
+def test_rows_of_the_prior_are_decoded_and_perturbed(circle):
+    model = SingularDistribution(2, decoder=(WIDTH, 2), perturbation=0.3, num_observations=4000)
+    method = bk.inference.VariationalInference(max_iterations=500, num_particles=3)
+    posterior = bk.infer(model, circle.observations, method, key=0)
+    parameters, rows = posterior.model.sample_prior(1)
+    features, weights = hidden(posterior, parameters["latents"])
+    decoded = posterior.mean["center"] + posterior.mean["unit"] * features @ weights.T
+    scores = (rows - decoded) / posterior.noise_scale
+    assert abs(np.mean(scores)) < 5 / np.sqrt(scores.size)
+    assert abs(np.mean(scores**2) - 1.0) < 5 * np.sqrt(2 / scores.size)
+    assert np.abs(np.cov(parameters["latents"].T) - np.eye(2)).max() < 5 * np.sqrt(2 / 4000)

@@ -271,10 +271,10 @@ def unpacked(model, data, networks):
     )
 
 
-def whole_decoder(model, data, networks):
-    """The decoder, ready to be called."""
-    _, (rest, _) = split(model, data.shape, data.unit.dtype)
-    return eqx.combine(unpacked(model, data, networks)[0], rest)
+def whole_decoder(model, shape, networks):
+    """The decoder of rows of a shape, ready to be called."""
+    (like, _), (rest, _) = split(model, shape, networks.decoder.dtype)
+    return eqx.combine(ravel_pytree(like)[1](networks.decoder), rest)
 
 
 def proposed(model, data, encoder, values, key, particles):

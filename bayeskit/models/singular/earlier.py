@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from bayeskit.models.singular import deep, last_layer
@@ -63,6 +64,31 @@ def with_sites(model, data, sites):
     if last_layer.SITE in sites:
         networks = last_layer.replaced(networks, sites[last_layer.SITE])
     return in_trained_units(data, networks, center, unit)
+
+
+def simulated(model, key):
+    """Latents (n, q) from their prior, and rows (n, D) of a trained model, perturbation included.
+
+    Raises
+    ------
+    ValueError
+        If images cannot be decoded without their shape.
+    """
+    if deep.is_convolutional(model.decoder):
+        raise ValueError(
+            "decoder='convolutional' is for images, whose shape a model without data does not know"
+        )
+    for_latents, for_noise = jax.random.split(key)
+    latents = jax.random.normal(for_latents, (model.num_observations, model.latent_dim))
+    sites = {name: jnp.asarray(value, latents.dtype) for name, value in model.estimates.items()}
+    if model.is_linear:
+        rows = latents @ sites["loadings"].T + sites["offset"]
+    else:
+        networks, center, unit = networks_of(sites)
+        decoder = deep.whole_decoder(model, center.shape, networks)
+        rows = center + unit * deep.mapped(decoder, latents)
+    noise = jnp.sqrt(sites["noise_variance"]) * jax.random.normal(for_noise, rows.shape)
+    return latents, rows + noise
 
 
 def started(model, data, key, initial) -> deep.NetworkParameters:

@@ -127,14 +127,14 @@ def _encoded_gram(model, data, networks):
 
 def before(model, data, networks, latents):
     """What all layers but the last make of latents (*, q), and a one: (*, w + 1)."""
-    decoder = deep.whole_decoder(model, data, networks)
+    decoder = deep.whole_decoder(model, data.shape, networks)
     found = deep.before_last(decoder, latents)
     return jnp.concatenate([found, jnp.ones((*found.shape[:-1], 1), found.dtype)], axis=-1)
 
 
 def trained(model, data, networks):
     """Weights (D, w + 1) of the last layer as they were trained."""
-    last = deep.whole_decoder(model, data, networks).layers[-1]
+    last = deep.whole_decoder(model, data.shape, networks).layers[-1]
     weights = jnp.concatenate([last.weight, last.bias[:, None]], axis=1)
     return weights.astype(jnp.result_type(float))
 

@@ -44,7 +44,14 @@ from bayeskit.models.singular import (
 )
 from bayeskit.models.singular.arguments import described, levels, network
 from bayeskit.models.singular.decoding import Doubts
-from bayeskit.models.singular.earlier import given, given_networks, given_sites, started, with_sites
+from bayeskit.models.singular.earlier import (
+    given,
+    given_networks,
+    given_sites,
+    simulated,
+    started,
+    with_sites,
+)
 from bayeskit.models.singular.linear_latents import DecoderMeanField
 from bayeskit.models.singular.network_latents import EncodedLatents
 from bayeskit.models.singular.numpyro_functions import model_and_guide
@@ -87,6 +94,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     noise_prior : InverseGamma, ScaledByData of one, or None
         Of the variance of the noise with the perturbation, where it is learned. ``None`` is flat
         in its logarithm.
+    num_observations : int, optional
+        Rows that ``sample_prior`` of a trained model draws; nothing else needs it.
 
     Raises
     ------
@@ -155,6 +164,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     noise_scale: Any
     noise_start: Any
     noise_prior: Any
+    num_observations: int | None = eqx.field(static=True)
     estimates: Any
 
     def __init__(
@@ -168,6 +178,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         noise_scale=None,
         noise_start=None,
         noise_prior=None,
+        num_observations=None,
     ):
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
         self.decoder = network("decoder", decoder, ("linear", deep.CONVOLUTIONAL))
@@ -195,6 +206,11 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
                 "noise_prior must be inverse-gamma or None, for updates in closed form, got "
                 f"{describe(noise_prior)}"
             )
+        self.num_observations = (
+            None
+            if num_observations is None
+            else check_integer("num_observations", num_observations, 1)
+        )
         self.estimates = None
 
     def __repr__(self):
@@ -260,16 +276,35 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         return Prepared(prepared, table, labels, groups)
 
     def sample_prior(self, key):
-        """Nothing can be drawn: the prior of loadings and offset depends on the data.
+        """Latents from their prior, and a table of ``num_observations`` rows, of a trained model.
+
+        Parameters
+        ----------
+        key : int or JAX key
+
+        Returns
+        -------
+        parameters : dict of numpy arrays
+            The site ``latents``: the only one that has a prior which does not depend on the data.
+        data : numpy array (num_observations, D)
+            Perturbed, as the trained model's noise is.
 
         Raises
         ------
         ValueError
+            If the model is not a trained one, or has no ``num_observations``; if its decoder is
+            ``"convolutional"``.
         """
-        raise ValueError(
-            "the prior of loadings and offset is in units of the data: nothing can be drawn from "
-            "it; simulate from stated loadings instead"
-        )
+        if not preparation.is_trained(self):
+            raise ValueError(
+                "the decoder's prior is in units of the data: nothing can be drawn from it; give "
+                "a trained model, posterior.model, whose latents have one"
+            )
+        if self.num_observations is None:
+            raise ValueError("num_observations is needed to draw a table from the prior")
+        with double_precision():
+            latents, rows = simulated(self, as_key(key, "draws are random"))
+            return {"latents": np.asarray(latents)}, np.asarray(rows)
 
     def prediction_target(self, inputs, labels):
         """Rows, complete or not, or images."""
