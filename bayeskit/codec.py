@@ -227,7 +227,7 @@ def _place_of(array, where):
     of_file = isinstance(whole, np.memmap) and isinstance(whole.base, mmap.mmap)
     if not of_file or array.filename is None or not array.flags.forc:
         raise TypeError(
-            f"{where} cannot be stored: it is mapped memory that is no contiguous part of a file; "
+            f"{where} cannot be stored: it is no contiguous part of a mapped file; "
             "make it an array, numpy.array(…)"
         )
     path = str(Path(array.filename).resolve())

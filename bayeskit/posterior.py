@@ -368,7 +368,8 @@ class Posterior:
         # Functions are in no file; what they gave is compared instead.
         content = content_of(self.prepared.data) if has_functions(self.model) else None
         tree = self.to_datatree(sites=()) if tree is None else tree
-        save_tree(path, tree, {**fields, "content": content})
+        moments = self.model.moments_of(self.prepared.data)
+        save_tree(path, tree, {**fields, "content": content, "moments": moments})
 
     def __repr__(self):
         status = self.convergence
@@ -391,6 +392,21 @@ def _exact_elpd(**fields) -> ELPDData:
     """ArviZ's result of leave-one-out, whose class is named and made in two ways."""
     newer = getattr(arviz_stats_utils, "ELPDDataLOO", None)
     return ELPDData(kind="loo", **fields) if newer is None else newer(**fields)
+
+
+def _alike(stored, found) -> bool:
+    """Whether moments are the same but for rounding, relative to the largest of them."""
+    finite = [old[np.isfinite(old)] for old in stored]
+    largest = max((np.max(np.abs(old), initial=0.0) for old in finite), default=0.0)
+    return all(
+        np.allclose(new, old, rtol=0.0, atol=_rounding(old.dtype) * largest, equal_nan=True)
+        for new, old in zip(found, stored, strict=True)
+    )
+
+
+def _rounding(dtype):
+    """Of sums of many numbers, relative to the largest."""
+    return max(1e-9, 100 * float(np.finfo(dtype).eps))
 
 
 def load(path, model=None) -> Posterior:
@@ -439,6 +455,11 @@ def load(path, model=None) -> Posterior:
         warnings.simplefilter("ignore", BayeskitWarning)
         prepared = model.prepare(fields["data"], batch=fields["batch"] is not None)
         fields["approximation"] = jax.tree.map(jnp.asarray, fields["approximation"])
+        if not _alike(fields.pop("moments"), model.moments_of(prepared.data)):
+            raise ValueError(
+                f"{str(path)!r} refers to data in another file, which have changed since they were "
+                "fitted"
+            )
         content = fields.pop("content")
         if content not in (None, content_of(prepared.data)):
             raise ValueError(

@@ -290,7 +290,9 @@ def test_latents_given_a_trained_decoder_are_calibrated():
     assert list(result.ranks) == ["latents"]
     assert set(result.plugged_in) == {"loadings", "offset", "noise_variance"}
     with pytest.raises(ValueError, match=r"give a trained model, posterior\.model"):
-        calibrate(model.with_estimates(None), bk.inference.EM(), key=0)
+        model.with_estimates(None).sample_prior(0)
+    with pytest.raises(ValueError, match="EM trains the decoder anew"):
+        calibrate(model, bk.inference.EM(), key=0)
     unsized = bk.models.SingularDistribution(1, decoder="linear", perturbation=0.1)
     with pytest.raises(ValueError, match="num_observations is needed"):
-        calibrate(unsized.with_estimates(trained), method, key=0)
+        unsized.with_estimates(trained).sample_prior(0)

@@ -436,8 +436,7 @@ class VariationalInference(AbstractMethod):
         optimizer, largest = self._transformation
         count = model.rows_of(data)
         # As many passes over the rows.
-        share = count / (count - state.held_out.size)
-        ends = jnp.floor(jnp.cumsum(path) * share).astype(int)
+        ends = jnp.cumsum(path) * count // (count - state.held_out.size)
         batch = min(self.batch_size, count)
         key = jax.random.fold_in(state.key, _AGAIN)
 

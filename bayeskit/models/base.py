@@ -118,6 +118,22 @@ class AbstractModel(eqx.Module):
             lambda m: m.estimates, self, estimates, is_leaf=lambda leaf: leaf is None
         )
 
+    @property
+    def sites_not_drawn(self) -> tuple[str, ...]:
+        """Random sites of posteriors that ``sample_prior`` does not draw; as it is, none."""
+        return ()
+
+    def check_calibrate(self, method) -> None:
+        """Raise where a method infers other quantities than those that ``sample_prior`` draws."""
+        del method
+
+    def moments_of(self, data):
+        """Arrays that tell whether data in a file of their own are as they were; as it is, none.
+
+        All are compared up to rounding, by what is the largest in them.
+        """
+        return ()
+
     @abc.abstractmethod
     def prediction_target(self, inputs, labels) -> PredictionTarget:
         """Inputs of a prediction validated and converted, and names of its dimensions."""

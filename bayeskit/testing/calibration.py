@@ -345,6 +345,7 @@ def calibrate(
             as_key(key, "simulations are random"), 3
         )
         simulation_keys = jax.random.split(simulation_key, num_simulations)
+    model.check_calibrate(method)
     simulated = [model.sample_prior(simulation_keys[i]) for i in range(num_simulations)]
     parameters = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[0] for pair in simulated))
     data = jax.tree.map(lambda *leaves: np.stack(leaves), *(pair[1] for pair in simulated))
@@ -362,7 +363,9 @@ def calibrate(
     converged = np.asarray(posterior.convergence.converged)
     plugged_in = tuple(posterior.plugged_in)
     mean, variance = posterior.mean, posterior.variance
-    ranked = _sites_to_rank(sites, [site for site in mean if site in parameters], plugged_in)
+    ranked = _sites_to_rank(
+        sites, [site for site in mean if site not in model.sites_not_drawn], plugged_in
+    )
     draws = _independent_draws(posterior, draw_key, num_draws)
     # A variance that does not exist is infinite: no reason to leave a posterior out.
     usable = functools.reduce(

@@ -167,16 +167,20 @@ def test_a_noise_prior_of_networks(rows):
     ("latents", "method"),
     [
         (3, EM(max_iterations=30)),
-        (1, bk.inference.VariationalInference(max_iterations=1500, tolerance=0.0, num_particles=3)),
+        (2, bk.inference.VariationalInference(max_iterations=1500, tolerance=0.0, num_particles=3)),
     ],
 )
 @pytest.mark.filterwarnings("ignore::bayeskit.BayeskitWarning")
-def test_a_strong_noise_prior_decides(latents, method):
+def test_a_noise_prior_counts_as_much_as_it_should(latents, method):
     rows = bk.datasets.shape(0, "circle", rows=80, features=4, noise=NOISE).observations
-    prior = dist.InverseGamma(1e7, 1e7 * 0.2**2)
+    # Ten times as much as the rows.
+    concentration = 5.0 * rows.size
+    prior = dist.InverseGamma(concentration, concentration * 0.2**2)
     model = SingularDistribution(latents, decoder=(8, 1), perturbation=0.0, noise_prior=prior)
     posterior = bk.infer(model, rows, method, key=0)
-    assert posterior.noise_scale == pytest.approx(0.2, rel=0.02)
+    # Squares of the rows themselves are from nothing to twice those of the noise.
+    smallest, largest = ((10 * 0.2**2 + squares) / 11 for squares in (0.0, 2 * NOISE**2))
+    assert smallest < posterior.mean["noise_variance"] < largest
 
 
 def test_what_is_no_fixed_function_is_told(rows):

@@ -1,5 +1,6 @@
 """Rows that stay in a file, or in the host's memory, beside the same rows on the device."""
 
+import copy
 import gc
 import weakref
 
@@ -64,6 +65,9 @@ def test_a_mapped_file_gives_the_fit_of_the_same_rows_in_memory(rows, mapped, tm
     changed[0] += 1.0
     changed.flush()
     with pytest.raises(ValueError, match=r"mapped from '.*rows\.npy', which has changed since"):
+        bk.load(tmp_path / "fit.nc")
+    streamed.save(tmp_path / "fit.nc")
+    with pytest.raises(ValueError, match="data in another file, which have changed since they"):
         bk.load(tmp_path / "fit.nc")
     (tmp_path / "rows.npy").unlink()
     with pytest.raises(ValueError, match=r"mapped from '.*rows\.npy', which cannot be"):
@@ -150,13 +154,35 @@ def test_what_no_file_holds_is_not_streamed(rows, mapped, tmp_path):
     np.testing.assert_array_equal(private, 2.0 * rows + 1.0)
 
 
+def test_views_of_private_pages_keep_what_was_written(rows, mapped, monkeypatch):
+    private = np.load(mapped.filename, mmap_mode="c")
+    private *= 2.0
+    view = np.asarray(private)
+    monkeypatch.setattr(streaming, "_LARGE", 1)
+    posterior = bk.infer(MODEL, view, BRIEF, key=0)
+    np.testing.assert_array_equal(view, 2.0 * rows)
+    np.testing.assert_allclose(posterior.mean["center"], 2.0 * rows.mean(axis=0))
+
+
+def test_posteriors_keep_the_moments_of_their_own_fit(mapped):
+    table = np.load(mapped.filename, mmap_mode="r+")
+    posterior = bk.infer(MODEL, table, BRIEF, key=0)
+    expected = posterior.encode().mean
+    table *= 3.0
+    bk.infer(MODEL, table, BRIEF, key=0)
+    table /= 3.0
+    np.testing.assert_allclose(posterior.encode().mean, expected, atol=1e-9)
+    with pytest.raises(TypeError, match="neither copied nor pickled"):
+        copy.deepcopy(posterior)
+
+
 def test_parts_of_a_file_are_stored_where_they_are_contiguous(rows, mapped, tmp_path):
     posterior = bk.infer(MODEL, mapped[50:], BRIEF, key=0)
     assert posterior.mean["latents"].shape == (100, 1)
     posterior.save(tmp_path / "fit.nc")
     np.testing.assert_array_equal(bk.load(tmp_path / "fit.nc").data, rows[50:])
     every_other = bk.infer(MODEL, mapped[::2], BRIEF, key=0)
-    with pytest.raises(TypeError, match="no contiguous part of a file"):
+    with pytest.raises(TypeError, match="no contiguous part of a mapped file"):
         every_other.save(tmp_path / "fit.nc")
 
 

@@ -65,13 +65,15 @@ def is_network_shape(value) -> bool:
 def built(model, shape, key):
     """Decoder and encoder of rows of a shape: the user's own, or of random weights."""
     for_decoder, for_encoder = jax.random.split(key)
-    latents, features = model.latent_dim, math.prod(shape)
-    decodes = partial(ConvolutionalDecoder, latents, shape)
-    encodes = partial(ConvolutionalEncoder, shape, 2 * latents)
-    return (
-        _network(model.decoder, latents, features, decodes, for_decoder),
-        _network(model.encoder, features, 2 * latents, encodes, for_encoder),
-    )
+    latents = 2 * model.latent_dim
+    encodes = partial(ConvolutionalEncoder, shape, latents)
+    encoder = _network(model.encoder, math.prod(shape), latents, encodes, for_encoder)
+    return _decoder(model, shape, for_decoder), encoder
+
+
+def _decoder(model, shape, key):
+    decodes = partial(ConvolutionalDecoder, model.latent_dim, shape)
+    return _network(model.decoder, model.latent_dim, math.prod(shape), decodes, key)
 
 
 def _network(stated, inputs, outputs, convolutional, key):
@@ -273,7 +275,8 @@ def unpacked(model, data, networks):
 
 def whole_decoder(model, shape, networks):
     """The decoder of rows of a shape, ready to be called."""
-    (like, _), (rest, _) = split(model, shape, networks.decoder.dtype)
+    like, rest = eqx.partition(_decoder(model, shape, jax.random.key(0)), eqx.is_inexact_array)
+    like = jax.tree.map(lambda leaf: jnp.asarray(leaf, networks.decoder.dtype), like)
     return eqx.combine(ravel_pytree(like)[1](networks.decoder), rest)
 
 

@@ -123,7 +123,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     ``infer(posterior.model, data, MCMC())``. A step costs O(n D q), with missing values O(n D q²).
 
     ``EM`` of networks with one or two latents sums over a grid of them, of rows that are perturbed
-    once (``fresh=False``, one level): its likelihood never falls, and it needs no encoder.
+    once (``fresh=False``, one level): its likelihood (times ``noise_prior``, as of all methods that
+    learn the noise) never falls, and it needs no encoder.
     Responsibilities take O(n M) memory, for M = 256 nodes of a line and 400 of a plane; latents
     beyond the outermost nodes are generated at these. With more latents they are drawn, 20 a row,
     from the encoder with the same random numbers in every step, and weighted: EM then climbs the
@@ -278,6 +279,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
     def sample_prior(self, key):
         """Latents from their prior, and a table of ``num_observations`` rows, of a trained model.
 
+        For ``calibrate`` of ``MCMC``: all other methods train anew.
+
         Parameters
         ----------
         key : int or JAX key
@@ -287,7 +290,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         parameters : dict of numpy arrays
             The site ``latents``: the only one that has a prior which does not depend on the data.
         data : numpy array (num_observations, D)
-            Perturbed, as the trained model's noise is.
+            Perturbed, as the trained model's noise is. Of images rows of pixels.
 
         Raises
         ------
@@ -305,6 +308,23 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         with double_precision():
             latents, rows = simulated(self, as_key(key, "draws are random"))
             return {"latents": np.asarray(latents)}, np.asarray(rows)
+
+    @property
+    def sites_not_drawn(self):
+        """The last layer, whose prior is about what was trained."""
+        return (last_layer.SITE,)
+
+    def check_calibrate(self, method):
+        """Only chains take a trained decoder as known."""
+        if method.needs is not SupportsMCMC:
+            raise ValueError(
+                f"{type(method).__name__} trains the decoder anew, which has no prior to draw "
+                "from: calibrate MCMC(), whose latents are given a trained one"
+            )
+
+    def moments_of(self, data):
+        """Center and unit: rows may be in a file of their own."""
+        return np.asarray(data.center), np.asarray(data.unit)
 
     def prediction_target(self, inputs, labels):
         """Rows, complete or not, or images."""
@@ -480,7 +500,8 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
         """The model of networks and their encoder as functions for NumPyro's ``SVI``.
 
         For training loops, optimizers or bounds of your own; :func:`bayeskit.infer` has its own.
-        Networks of a trained model go on from there.
+        Networks of a trained model go on from there, in units of these rows: give it those that
+        it was trained on.
 
         Parameters
         ----------
@@ -529,7 +550,7 @@ class SingularDistribution(SupportsEM, SupportsMessages, SupportsMCMC, SupportsV
             return model_and_guide(prepared.model, prepared.data, data, batch_size, key, trained)
 
     def check_variational(self, method):
-        """Networks are trained by likelihood alone."""
+        """Of networks, not of closed forms."""
         if self.is_linear:
             raise ValueError(
                 "VariationalInference on SingularDistribution trains networks; decoder='linear' "

@@ -1,5 +1,6 @@
 """Rows that stay on the host or in a file, and come in batches."""
 
+import itertools
 import math
 import mmap
 import weakref
@@ -14,6 +15,8 @@ from bayeskit.models import tables
 from bayeskit.validation import is_numeric
 
 _LARGE = 2**30  # bytes of an array that is not copied to the device
+_MOST_ROWS = 2**31 - 1
+_SHARED = ("r", "r+", "w+")  # modes of mapped files, other than of private pages
 _BLOCK_NUMBERS = 2**22
 _LOOKED_AT = 10_000  # rows
 _SCATTERED = 16  # rows that are read at a time
@@ -40,8 +43,21 @@ class _Source(NamedTuple):
     unit: Any
 
 
-# By identity, and only while somebody else holds the table: compiled programs do not.
+# Only while somebody else holds the table: compiled programs know no more than a number.
 _sources: dict[int, _Source] = {}
+_numbers = itertools.count()
+
+
+def _number_of(table, center, unit):
+    """The number of a table with its moments: the same as long as these are."""
+    for number, source in _sources.items():
+        same = source.table() is table and source.unit == unit
+        if same and np.array_equal(source.center, center):
+            return number
+    number = next(_numbers)
+    _sources[number] = _Source(weakref.ref(table), center, unit)
+    weakref.finalize(table, _sources.pop, number, None)
+    return number
 
 
 @jax.tree_util.register_static
@@ -53,15 +69,15 @@ class StreamedRows:
     """
 
     def __init__(self, table, center, unit, dtype):
+        if len(table) > _MOST_ROWS:
+            raise ValueError(f"data has {len(table)} rows; at most {_MOST_ROWS} are streamed")
         self.dtype = np.dtype(dtype)
         self.shape = (len(table), math.prod(table.shape[1:]))
         file = getattr(table, "filename", None)
         file = None if file is None else str(Path(file).resolve())
         # Checkpoints know data by this.
         self._text = f"StreamedRows({file}, {table.dtype}, {table.shape}, {self.dtype})"
-        self._identity = id(table)
-        _sources[self._identity] = _Source(weakref.ref(table), center, unit)
-        weakref.finalize(table, _sources.pop, self._identity, None)
+        self._number = _number_of(table, center, unit)
 
     def __eq__(self, other):
         return isinstance(other, StreamedRows) and self._parts == other._parts
@@ -71,14 +87,24 @@ class StreamedRows:
 
     @property
     def _parts(self):
-        return (self._identity, self._text)
+        return (self._number, self._text)
+
+    def __reduce__(self):
+        raise TypeError(
+            "rows that are streamed can be neither copied nor pickled with their posterior: save "
+            "it, and load it where it is needed"
+        )
 
     def __getitem__(self, rows):
         dtype = jax.dtypes.canonicalize_dtype(self.dtype)
 
         def read(rows):
-            source, rows = _sources[self._identity], np.asarray(rows)
-            values = _chosen(source.table(), rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
+            source = _sources.get(self._number)
+            table = None if source is None else source.table()
+            if source is None or table is None:
+                raise RuntimeError("the table that rows are streamed from has been deleted")
+            rows = np.asarray(rows)
+            values = _chosen(table, rows.reshape(-1)).reshape(*rows.shape, self.shape[1])
             values = ((values - source.center) / source.unit).astype(dtype)
             # Callbacks have a thread of their own, in which doubles may not exist: bits do.
             return values[..., None].view(np.uint32)
@@ -98,7 +124,7 @@ def is_streamed(data) -> bool:
     if isinstance(data, np.memmap):
         # Results of computations are of this class too, without a file; and pages of a mapping in
         # mode "c" hold what was written to them alone.
-        return data.filename is not None and data.mode in ("r", "r+", "w+")
+        return data.filename is not None and data.mode in _SHARED
     return type(data) is np.ndarray and data.nbytes >= _LARGE
 
 
@@ -152,17 +178,30 @@ def looked_at(table):
 
 
 def _chosen(table, rows):
-    """Rows, by an array of their numbers; few at a time, since a file's come with many others."""
-    parts = np.array_split(rows, max(1, -(-len(rows) // _SCATTERED)))
+    """Rows, by an array of their numbers; few of a file at a time, which come with many others."""
+    first = int(rows[0])
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
+        return _taken(table, slice(first, first + len(rows)))
+    if _file_of(table) is None:
+        return _taken(table, rows)
+    parts = np.array_split(rows, -(-len(rows) // _SCATTERED))
     return np.concatenate([_taken(table, part) for part in parts])
 
 
 def _taken(table, rows):
     """Rows as doubles. Of a file, what was read does not stay in this process's memory."""
-    found = np.asarray(table[rows], np.float64)
-    base = table
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    found = np.array(table[rows], np.float64)
+    mapped = _file_of(table)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
     return found
+
+
+def _file_of(table):
+    """The mapping of a file that nothing is lost of when its pages are let go, or ``None``."""
+    whole: Any = table
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    mapped: Any = whole.base
+    known = isinstance(whole, np.memmap) and isinstance(mapped, mmap.mmap)
+    return mapped if known and whole.mode in _SHARED else None
