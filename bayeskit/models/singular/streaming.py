@@ -19,7 +19,7 @@ _MOST_ROWS = 2**31 - 1
 _SHARED = ("r", "r+", "w+")  # modes of mapped files, other than of private pages
 _BLOCK_NUMBERS = 2**22
 _LOOKED_AT = 10_000  # rows
-_SCATTERED = 16  # rows that are read at a time
+_SCATTERED = 4  # rows that are read at a time
 
 
 class Summary(NamedTuple):
