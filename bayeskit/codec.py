@@ -13,7 +13,6 @@ import datetime
 import hashlib
 import inspect
 import json
-import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,8 @@ import pandas as pd
 import xarray as xr
 from numpyro.distributions import constraints, transforms
 from numpyro.distributions.util import lazy_property
+
+from bayeskit.validation import whole_mapping
 
 _CLASSES: dict[str, Any] = {}
 _LITERALS = (type(None), bool, int, float, str)
@@ -221,11 +222,8 @@ def _decode_array(content, arrays):
 
 def _place_of(array, where):
     """Where a mapped array is, instead of its numbers, which may be more than fit in memory."""
-    whole: Any = array
-    while isinstance(whole.base, np.ndarray):
-        whole = whole.base
-    of_file = isinstance(whole, np.memmap) and isinstance(whole.base, mmap.mmap)
-    if not of_file or array.filename is None or not array.flags.forc:
+    whole = whole_mapping(array)
+    if whole is None or array.filename is None or not array.flags.forc:
         raise TypeError(
             f"{where} cannot be stored: it is no contiguous part of a mapped file; "
             "make it an array, numpy.array(…)"

@@ -1,5 +1,6 @@
 """Checks of what users give, before any tracing."""
 
+import mmap
 import operator
 from typing import Any
 
@@ -34,6 +35,15 @@ def owned(tree):
         return leaf
 
     return jax.tree.map(copy, tree)
+
+
+def whole_mapping(array):
+    """The mapped file that an array is all or a part of, as NumPy mapped it; ``None`` of others."""
+    whole: Any = array
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    of_file = isinstance(whole, np.memmap) and isinstance(whole.base, mmap.mmap)
+    return whole if of_file else None
 
 
 def values_of(name, array):

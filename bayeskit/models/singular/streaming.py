@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeskit.models import tables
-from bayeskit.validation import is_numeric
+from bayeskit.validation import is_numeric, whole_mapping
 
 _LARGE = 2**30  # bytes of an array that is not copied to the device
 _MOST_ROWS = 2**31 - 1
@@ -199,9 +199,5 @@ def _taken(table, rows):
 
 def _file_of(table):
     """The mapping of a file that nothing is lost of when its pages are let go, or ``None``."""
-    whole: Any = table
-    while isinstance(whole.base, np.ndarray):
-        whole = whole.base
-    mapped: Any = whole.base
-    known = isinstance(whole, np.memmap) and isinstance(mapped, mmap.mmap)
-    return mapped if known and whole.mode in _SHARED else None
+    whole: Any = whole_mapping(table)
+    return whole.base if whole is not None and whole.mode in _SHARED else None
