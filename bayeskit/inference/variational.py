@@ -26,6 +26,7 @@ _CLIP = 10.0  # norm of gradients of a row's bound
 _SCORE_PARTICLES = 20
 _COMPARED = 2000  # rows at most
 _AGAIN = 2**32 - 1  # no number of a step
+_AT_ONCE = 6  # fits on a processor, whose layers are to stay in its cache
 
 for _kind in (optax.GradientTransformation, optax.GradientTransformationExtraArgs):
     storable(_kind)
@@ -241,9 +242,20 @@ class VariationalInference(AbstractMethod):
         model.check_variational_data(data)
 
     def _of_fits(self, function, fits, settings, keys):
-        """A function of one fit, its setting and its restart's key, of all fits (R, G)."""
-        each = jax.vmap(function, in_axes=(0, 0, None))
-        return jax.vmap(each, in_axes=(0, None, 0))(fits, settings, keys)
+        """A function of one fit, its setting and its restart's key, of all fits (R, G).
+
+        On processors of a few settings at a time, as many always.
+        """
+        of_restarts = jax.vmap(function, in_axes=(0, None, 0))
+        count = jax.tree.leaves(settings)[0].shape[0]
+        size = count
+        if jax.default_backend() == "cpu":
+            fitting = (i for i in range(2, count + 1) if i * self.restarts <= _AT_ONCE)
+            size = max((i for i in fitting if count % i == 0), default=1)
+        found = jax.lax.map(
+            lambda each: of_restarts(*each, keys), (_swapped(fits), settings), batch_size=size
+        )
+        return _swapped(found)
 
     def _score(self, model, data, rows):
         """Mean bound of rows as a function of a fit: the same random numbers always."""
@@ -511,6 +523,11 @@ def _others(rows, places):
     """Those that have these places when ``rows``, which are in order, are left out."""
     before = rows - jnp.arange(rows.size)
     return places + jnp.searchsorted(before, places, side="right")
+
+
+def _swapped(tree):
+    """Settings before restarts, or the other way round."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
 
 
 def _where(chosen, new, old):
