@@ -303,7 +303,7 @@ def test_gradients_are_those_of_the_bound(objective):
             return jax.grad(bound)(parameters)
 
         def ours(parameters, key):
-            return method._gradient(model, data, parameters, setting, values, key)
+            return method._gradient(model, data, parameters, setting, values, particles, key)
 
         def moments(function, keys):
             found = jax.lax.map(lambda key: function(parameters, key), keys, batch_size=500)
