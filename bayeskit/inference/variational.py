@@ -246,7 +246,7 @@ class VariationalInference(AbstractMethod):
     def _of_fits(self, function, fits, settings, keys):
         """A function of one fit, its setting and its restart's key, of all fits (R, G).
 
-        On processors of a few settings at a time, as many always.
+        On processors of a few settings at a time: as many each time, so that there is one program.
         """
         of_restarts = jax.vmap(function, in_axes=(0, None, 0))
         count = jax.tree.leaves(settings)[0].shape[0]

@@ -275,6 +275,26 @@ def test_chains_on_new_rows_have_the_exact_latents_of_the_trained_networks(affin
         bk.infer(affine_model(), new, method, key=0)
 
 
+@pytest.mark.parametrize(("restarts", "count"), [(3, 8), (1, 7), (8, 3)])
+def test_fits_of_a_grid_are_those_of_each_alone(restarts, count):
+    """However many are computed at a time."""
+    method = VariationalInference(restarts=restarts)
+    keys = jax.random.split(jax.random.key(0), restarts)
+    settings = jnp.arange(float(count))
+    fits = {"weights": jax.random.normal(jax.random.key(1), (restarts, count, 4))}
+
+    def function(fit, setting, key):
+        return fit["weights"] + setting * jax.random.normal(key, (4,)), setting
+
+    moved, returned = method._of_fits(function, fits, settings, keys)
+    for restart in range(restarts):
+        for index in range(count):
+            fit = {"weights": fits["weights"][restart, index]}
+            expected, setting = function(fit, settings[index], keys[restart])
+            np.testing.assert_allclose(moved[restart, index], expected, rtol=1e-6)
+            assert returned[restart, index] == setting
+
+
 @pytest.mark.parametrize("objective", ["importance-weighted", "elbo"])
 def test_gradients_are_those_of_the_bound(objective):
     """In expectation; those of the bound itself are computed through the particles alone."""
