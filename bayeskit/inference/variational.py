@@ -26,8 +26,8 @@ _CLIP = 10.0  # norm of gradients of a row's bound
 _SCORE_PARTICLES = 20
 _COMPARED = 2000  # rows at most
 _AGAIN = 2**32 - 1  # no number of a step
-_TIGHTER = 3  # times the particles, in training on all rows
-_AT_ONCE = 6  # fits on a processor, whose layers are to stay in its cache
+_MORE = 3  # times as many weighted particles, in training on all rows
+_AT_ONCE = 6  # fits on a processor, if restarts are no more: their layers stay in its cache
 
 for _kind in (optax.GradientTransformation, optax.GradientTransformationExtraArgs):
     storable(_kind)
@@ -121,15 +121,15 @@ class VariationalInference(AbstractMethod):
     Notes
     -----
     A tenth of the rows is held out, a fifth where the model chooses among settings; all settings
-    and restarts are trained at once, in one compilation. The setting that was chosen is then
-    trained anew on all rows, in as many passes over them with steps of the same sizes and three
-    times the particles, and that is kept if it has the larger bound on them (on 2000 of them, where
-    they are more). Gradients of
-    importance-weighted bounds with respect to the encoder are doubly reparametrised (G. Tucker et
-    al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019); those
-    of the other bound leave out the score of the encoder. All fits go on until the last has ended;
-    a result has converged where the fit that is kept has. After a gradient that is not finite,
-    training goes on from the best parameters with a smaller rate.
+    and restarts are trained side by side, in one compilation. The setting that was chosen is then
+    trained anew on all rows, in as many passes over them with steps of the same sizes, and three
+    times as many particles if they are weighted; that is kept if it has the larger bound on them
+    (on 2000 of them, where they are more), and takes about as long as four settings at most.
+    Gradients of importance-weighted bounds with respect to the encoder are doubly reparametrised
+    (G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives",
+    ICLR 2019); those of the other bound leave out the score of the encoder. All fits go on until
+    the last has ended; a result has converged where the fit that is kept has. After a gradient
+    that is not finite, training goes on from the best parameters with a smaller rate.
 
     Examples
     --------
@@ -252,8 +252,8 @@ class VariationalInference(AbstractMethod):
         count = jax.tree.leaves(settings)[0].shape[0]
         size = count
         if jax.default_backend() == "cpu":
-            fitting = (i for i in range(2, count + 1) if i * self.restarts <= _AT_ONCE)
-            size = max((i for i in fitting if count % i == 0), default=1)
+            most = max(1, _AT_ONCE // self.restarts)
+            size = max(i for i in range(1, most + 1) if count % i == 0)
         found = jax.lax.map(
             lambda each: of_restarts(*each, keys), (_swapped(fits), settings), batch_size=size
         )
@@ -452,7 +452,7 @@ class VariationalInference(AbstractMethod):
         # As many passes over the rows.
         ends = jnp.cumsum(path) * count // (count - state.held_out.size)
         batch = min(self.batch_size, count)
-        particles = _TIGHTER * self.num_particles
+        particles = self.num_particles * (1 if self.objective == "elbo" else _MORE)
         key = jax.random.fold_in(state.key, _AGAIN)
 
         def step(index, carry):

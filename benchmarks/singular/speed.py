@@ -96,7 +96,8 @@ def _steps(report, rounds):
             ],
             f"Medians of {rounds} rounds, by turns: a run of {LONG} steps less one of {SHORT}, all "
             "compiled before. Ours also average weights, clip gradients, and look at held-out rows "
-            "every 50 steps; a grid has 8 levels with 3 restarts each.",
+            "every 50 steps; a grid has 8 levels with 3 restarts each, and trains the chosen level "
+            "anew with three times the particles.",
         )
     )
     ratio = medians["NumPyro's loop"] / medians["one fit"]

@@ -275,7 +275,7 @@ def test_chains_on_new_rows_have_the_exact_latents_of_the_trained_networks(affin
         bk.infer(affine_model(), new, method, key=0)
 
 
-@pytest.mark.parametrize(("restarts", "count"), [(3, 8), (1, 7), (8, 3)])
+@pytest.mark.parametrize(("restarts", "count"), [(3, 8), (1, 7), (8, 3), (1, 5), (1, 12)])
 def test_fits_of_a_grid_are_those_of_each_alone(restarts, count):
     """However many are computed at a time."""
     method = VariationalInference(restarts=restarts)
