@@ -24,8 +24,8 @@ _RECOVERY = 0.8  # of the rate, after a gradient that is not finite
 _LEARNING_RATE = 2e-3  # of Adam
 _CLIP = 10.0  # norm of gradients of a row's bound
 _SCORE_PARTICLES = 20
-_COMPARED = 2000  # rows at most, by
-_DENSITY_PARTICLES = 100  # of a bound that is near to the density, whatever the encoder
+_COMPARED = 2000  # rows at most, after training on all
+_COMPARED_PARTICLES = 100  # by a bound that is near to the density, whatever the encoder
 _AGAIN = 2**32 - 1  # no number of a step
 _MORE = 3  # times as many weighted particles, in training on all rows
 _AT_ONCE = 6  # fits on a processor, if restarts are no more: their layers stay in its cache
@@ -126,12 +126,11 @@ class VariationalInference(AbstractMethod):
     trained anew on all rows, in as many passes over them with steps of the same sizes, and three
     times as many particles if they are weighted; that is kept if it has the larger bound on them,
     of 100 particles (on 2000 rows, where they are more), and takes about as long as four settings
-    at most.
-    Gradients of importance-weighted bounds with respect to the encoder are doubly reparametrised
-    (G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives",
-    ICLR 2019); those of the other bound leave out the score of the encoder. All fits go on until
-    the last has ended; a result has converged where the fit that is kept has. After a gradient
-    that is not finite, training goes on from the best parameters with a smaller rate.
+    at most. Gradients of importance-weighted bounds with respect to the encoder are doubly
+    reparametrised (G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo
+    objectives", ICLR 2019); those of the other bound leave out the score of the encoder. All fits
+    go on until the last has ended; a result has converged where the fit that is kept has. After a
+    gradient that is not finite, training goes on from the best parameters with a smaller rate.
 
     Examples
     --------
@@ -472,7 +471,7 @@ class VariationalInference(AbstractMethod):
         begun = start, optimizer.init(start), start
         _, _, again = jax.lax.fori_loop(0, ends[-1], step, begun)
         compared = _one_of_each_part(key, count, min(count, _COMPARED))
-        score = self._score(model, data, compared, _DENSITY_PARTICLES)
+        score = self._score(model, data, compared, _COMPARED_PARTICLES)
         ours, theirs = (
             score(each, setting, jax.random.fold_in(key, _AGAIN)) for each in (again, best)
         )
